@@ -1,0 +1,180 @@
+"""The command line. The only file that prints; bad input ends with one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Before anything imports torch: a spinning second thread can make a shared machine 40 times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedsim.facts import BadInput
+from fedsim.scenario.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from fedsim.campaign import Pair
+    from fedsim.scenario.read import LoadedScenario
+    from fedsim.statistics.reading import Run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which straggler policy reaches my accuracy soonest?",
+)
+out_console = Console(soft_wrap=not sys.stdout.isatty())
+error_console = Console(stderr=True, soft_wrap=True)
+
+ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (YAML).")]
+OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile,
+    out: OutFolder = Path("runs"),
+    policy: Annotated[str | None, typer.Option(metavar="LABEL", help="Only this policy.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Only this seed.")] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes; results do not depend on it.")] = 1,
+    again: Annotated[bool, typer.Option("--again", help="Run finished runs anew.")] = False,
+) -> None:
+    """Run every policy under every seed, and write tables and a report."""
+    from fedsim.campaign import pairs, run_pairs
+    from fedsim.commands.progress import RunProgress
+    from fedsim.scenario.read import load
+
+    loaded = load(scenario)
+    chosen = _chosen(loaded, pairs(loaded, out), policy, seed)
+    todo = [pair for pair in chosen if again or not pair.is_done]
+    if len(todo) < len(chosen):
+        n_kept = len(chosen) - len(todo)
+        out_console.print(f"{n_kept} of {len(chosen)} runs are finished already and kept (--again runs them anew).")
+    try:
+        with RunProgress(error_console, todo) as progress:
+            run_pairs(loaded, todo, n_jobs=jobs, tell=progress.tell)
+    except KeyboardInterrupt:
+        n_done = sum(pair.is_done for pair in pairs(loaded, out))
+        error_console.print(f"Interrupted. {n_done} finished runs are whole; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    _conclude(out / loaded.scenario.name, [pair.folder for pair in pairs(loaded, out)])
+
+
+@app.command()
+def check(scenario: ScenarioFile, as_json: Json = False) -> None:
+    """Read a scenario, its data, its model and its policies; say what is wrong, run nothing."""
+    from fedsim.run import check as check_scenario
+    from fedsim.scenario.read import load
+
+    loaded = load(scenario)
+    check_scenario(loaded)
+    labels, n_seeds = [c.label for c in loaded.contenders], len(loaded.scenario.seed_sets)
+    if as_json:
+        facts = {"name": loaded.scenario.name, "policies": labels, "n_runs": len(labels) * n_seeds}
+        print(json.dumps(facts | {"scenario": loaded.resolved()}, indent=2))
+        return
+    out_console.print(f"{escape(str(scenario))} is fine: {len(labels)} policies x {n_seeds} seeds.", highlight=False)
+
+
+@app.command("list")
+def list_shelves(as_json: Json = False) -> None:
+    """The policies, models and data sets that a scenario may name."""
+    from fedsim.commands.catalogue import catalogue
+
+    shelves = catalogue()
+    if as_json:
+        print(json.dumps(shelves, indent=2))
+        return
+    for shelf, kinds in shelves.items():
+        out_console.print(f"[bold]{shelf}[/bold]")
+        for kind, line in kinds.items():
+            out_console.print(f"  {kind:<16} {escape(line)}", highlight=False)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schema of a scenario file, for editors."""
+    from fedsim.scenario.json_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A scenario's folder, such as runs/quickstart.")],
+) -> None:
+    """Write summary.json, summary.csv and report.html anew from finished runs."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder; give a scenario's folder of results, such as runs/quickstart")
+    _conclude(folder, None)
+
+
+@app.command()
+def new(
+    what: Annotated[str, typer.Argument(metavar="policy|scenario|model")],
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where to put it.")] = Path(),
+) -> None:
+    """Write a small working policy, scenario or model to start from."""
+    from fedsim.commands.new import new as write_new
+
+    path = write_new(what, name, folder)  # type: ignore[arg-type]  # a word that it does not know is refused there
+    out_console.print(f"{escape(str(path))} is written; its first lines say how to use it.", highlight=False)
+
+
+def _chosen(loaded: LoadedScenario, found: list[Pair], policy: str | None, seed: int | None) -> list[Pair]:
+    labels, seeds = [c.label for c in loaded.contenders], [s.seed for s in loaded.scenario.seed_sets]
+    if policy is not None and policy not in labels:
+        raise BadInput(
+            f"--policy is {policy!r}, which {loaded.source.path} does not have; choose one of {', '.join(labels)}"
+        )
+    if seed is not None and seed not in seeds:
+        raise BadInput(f"--seed is {seed}, which {loaded.source.path} does not have; choose one of {seeds}")
+    wanted = [pair for pair in found if policy in (None, pair.contender.label)]
+    return [pair for pair in wanted if seed in (None, pair.seeds.seed)]
+
+
+def _conclude(folder: Path, run_folders: list[Path] | None) -> None:
+    """Summary, report, and the table that ends a run. run_folders: which runs; None: all that lie there."""
+    from fedsim.commands.ending import ending
+    from fedsim.dashboard.report import write_report
+    from fedsim.statistics.reading import read_run, read_scenario
+    from fedsim.statistics.summary import write_summary
+
+    runs: list[Run] = read_scenario(folder)
+    if run_folders is not None:
+        runs = [read_run(each) for each in run_folders if (each / "manifest.json").is_file()]
+    write_summary(folder, runs)
+    path = write_report(folder, runs)
+    if runs:
+        table, sentence = ending(runs)
+        out_console.print(table)
+        out_console.print(f"\n{escape(sentence)}", highlight=False)
+    out_console.print(f"Report: {escape(str(path))}", highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `fedsim` command."""
+    try:
+        app(args=arguments)
+    except (ScenarioError, BadInput) as problem:
+        _refuse(str(problem))
+    except BrokenPipeError:
+        os._exit(1)  # whoever read our output has gone; there is nobody to tell
+
+
+def _refuse(line: str) -> Any:
+    error_console.print(line, style="red" if error_console.is_terminal else None, markup=False, highlight=False)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

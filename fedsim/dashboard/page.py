@@ -1,0 +1,120 @@
+"""The report's page: one HTML file that opens from a disk, without a network, on a phone, in the dark and on paper.
+
+Holds the stylesheet and the small script that draws the figures in the page's colours; knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from fedsim.dashboard.markup import json_for_script, text
+
+_CSS = """
+:root { --page:#fff; --ink:#1b1b1b; --soft:#595959; --line:#d8d8d8; --tint:#f5f5f3; --link:#0055aa; color-scheme:light dark }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --page:#16181b; --ink:#ececec; --soft:#b0b0b0; --line:#3a3d42; --tint:#1f2226; --link:#8cc4ff }
+}
+* { box-sizing:border-box }
+body { margin:0; background:var(--page); color:var(--ink); font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif }
+main { max-width:1100px; margin:0 auto; padding:24px 16px 64px }
+h1 { font-size:1rem; font-weight:600; color:var(--soft); margin:0 0 8px }
+h2 { font-size:1.35rem; margin:56px 0 8px; line-height:1.25 }
+h3 { font-size:1rem; margin:24px 0 0 }
+p { max-width:75ch; margin:8px 0 }
+.answer { font-size:1.6rem; line-height:1.3; font-weight:600; max-width:52ch; margin:0 0 16px; text-wrap:balance; overflow-wrap:anywhere }
+.note, figcaption { color:var(--soft); font-size:.9rem }
+a { color:var(--link) } .data { white-space:nowrap }
+:focus-visible { outline:3px solid var(--link); outline-offset:2px }
+.scroll { overflow-x:auto; margin:0 0 16px; position:relative }
+table { border-collapse:collapse; font-variant-numeric:tabular-nums; font-size:.95rem; min-width:100% }
+th, td { text-align:right; padding:6px 0 6px 16px; border-bottom:1px solid var(--line); vertical-align:top }
+th:first-child { text-align:left; padding-left:0 }
+td { white-space:nowrap }
+small { display:block; font-size:.85rem; color:var(--soft) }
+thead th { vertical-align:bottom; color:var(--soft); font-weight:600; font-size:.85rem; min-width:6em }
+tbody th { font-weight:600; overflow-wrap:break-word }
+.policy { display:flex; gap:8px; align-items:baseline; min-width:9em }
+.swatch { flex:none }
+figure { margin:8px 0 16px } figcaption { margin-top:6px }
+.plot { width:100%; min-height:420px }
+fieldset { border:0; padding:0; margin:8px 0 0; display:flex; flex-wrap:wrap; gap:2px 20px }
+legend { position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%) }
+label { display:inline-flex; gap:6px; align-items:center; font-size:.9rem; overflow-wrap:anywhere; cursor:pointer }
+pre { background:var(--tint); padding:12px; overflow:auto; max-height:32rem; font-size:.85rem; max-width:100% }
+details { margin:8px 0 } summary { cursor:pointer }
+nav { display:none }
+@media screen and (min-width:1480px) {
+  nav { display:block; position:fixed; top:24px; left:calc(50% - 735px); width:165px; font-size:.85rem; line-height:1.35 }
+  nav a { display:block; padding:4px 0; color:var(--soft); text-decoration:none } nav a:hover { text-decoration:underline }
+}
+@media (max-width:600px) { .answer { font-size:1.3rem } main { padding:16px 12px 48px } h2 { margin-top:40px } }
+@media print { figure, tr { break-inside:avoid } input { display:none } .scroll { overflow:visible } pre { max-height:none } }
+"""
+
+_SCRIPT = """
+(() => {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const isTouch = matchMedia("(pointer: coarse)").matches;
+  const themes = {
+    light: { ink: "#1b1b1b", page: "#ffffff", grid: "#e4e4e4" },
+    dark: { ink: "#ececec", page: "#16181b", grid: "#33363b" },
+  };
+  // In the page's colours; on paper always the light ones.
+  const themed = (theme) => ({
+    "font.color": theme.ink, "hoverlabel.bgcolor": theme.page, "hoverlabel.font.color": theme.ink,
+    "xaxis.gridcolor": theme.grid, "yaxis.gridcolor": theme.grid,
+  });
+  const paint = (plot, theme) => {
+    Plotly.relayout(plot, themed(theme));
+    plot.data.forEach((trace, i) => {
+      if (trace.meta && trace.meta.is_ink)
+        Plotly.restyle(plot, trace.type === "bar" ? { "marker.color": theme.ink } : { "line.color": theme.ink }, [i]);
+    });
+  };
+  const plots = [...document.querySelectorAll(".plot")];
+  const paintAll = (theme) => plots.forEach((plot) => paint(plot, theme));
+  const current = () => (dark.matches ? themes.dark : themes.light);
+  plots.forEach((plot) => {
+    const { data, layout } = figures[plot.id];
+    // A finger on a figure scrolls the page; a mouse zooms.
+    layout.dragmode = isTouch ? false : "zoom";
+    Plotly.newPlot(plot, data, { ...layout, showlegend: false }, { responsive: true, displayModeBar: false });
+    paint(plot, current());
+    plot.closest("figure").querySelectorAll("input").forEach((box) => box.addEventListener("change", () => {
+      const own = data.flatMap((trace, i) => (trace.meta.policy === box.dataset.policy ? [i] : []));
+      Plotly.restyle(plot, { visible: box.checked }, own);
+    }));
+  });
+  dark.addEventListener("change", () => paintAll(current()));
+  addEventListener("beforeprint", () => paintAll(themes.light));
+  addEventListener("afterprint", () => paintAll(current()));
+})();
+"""
+
+
+def page(*, title: str, opening: str, sections: Sequence[tuple[str, str]], figures: dict[str, Any]) -> str:
+    """The whole page.
+
+    opening: markup of the first screen. sections: (question, markup) each. figures: element id -> Plotly data and
+    layout; the element's markup is `figure_place`. The content policy in the head forbids every request.
+    """
+    entries = list(enumerate(sections))
+    contents = "".join(f'<a href="#question-{i}">{text(question)}</a>' for i, (question, _) in entries)
+    body = "".join(
+        f'<section id="question-{i}"><h2>{text(question)}</h2>{content}</section>' for i, (question, content) in entries
+    )
+    allowed = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{allowed}"><link rel="icon" href="data:,">'
+        f"<title>{text(title)}</title><style>{_CSS}</style></head>\n<body>"
+        f'<nav aria-label="Questions">{contents}</nav>\n<main>{opening}{body}</main>\n'
+        f"<script>{get_plotlyjs()}</script>\n"
+        f'<script type="application/json" id="figures">{json_for_script(figures)}</script>\n'
+        f"<script>{_SCRIPT}</script></body></html>\n"
+    )

@@ -1,0 +1,269 @@
+"""report.html: what a scenario's runs say, on one page.
+
+The first screen holds the answer in one sentence, the table and the curve; the rest stands under questions. Everything
+comes from run folders; the same runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from fedsim.dashboard import figures, findings, frames, tables
+from fedsim.dashboard.markup import details, download, json_block, paragraph, swatch, text
+from fedsim.dashboard.page import page
+from fedsim.dashboard.palette import Styles, styles
+from fedsim.statistics import sentences
+from fedsim.statistics.comparison import N_SEEDS_FOR_A_CLAIM, compare_targets, headline
+from fedsim.statistics.reading import Run, broken_folders
+from fedsim.statistics.results import Comparison
+from fedsim.statistics.words import digits, format_s, format_share, listed, plural
+from fedsim.statistics.writing import write_atomically
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A figure with what stands around it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: go.Figure
+    frame: pd.DataFrame
+
+
+def write_report(scenario_folder: Path | str, runs: Sequence[Run]) -> Path:
+    """Write report.html into the scenario's folder; its path.
+
+    Run folders there that are not finished are named on the page. Without runs the page says what to do next.
+    """
+    folder = Path(scenario_folder)
+    path = folder / "report.html"
+    write_atomically(path, report(folder.name, runs, left_out=broken_folders(folder)))
+    return path
+
+
+def report(name: str, runs: Sequence[Run], left_out: Sequence[str] = ()) -> str:
+    """The page as text. name: shown if there are no runs. left_out: one line for each folder that is not finished."""
+    if not runs:
+        opening = _heading(name) + paragraph(sentences.NO_RUNS, "answer") + _left_out(left_out)
+        return page(title=f"{name} · fedsim report", opening=opening, sections=[], figures={})
+    name = str(runs[0].manifest["scenario"].get("name", name))
+    looks = styles((run.label, run.kind) for run in runs)
+    comparisons = compare_targets(runs)
+    first = headline(comparisons)
+    curve = _curve(runs, looks)
+    drawings = {key: d for key, d in _drawings(runs, looks).items() if d is not None}
+    opening = _heading(name) + paragraph(_answer(runs, first), "answer")
+    opening += tables.results_table(runs, comparisons, first, looks)
+    opening += _figure(curve, looks) if curve else ""
+    drawn = [curve, *drawings.values()] if curve else list(drawings.values())
+    return page(
+        title=f"{name} · fedsim report",
+        opening=opening,
+        sections=_sections(runs, looks, comparisons, first, drawings, left_out),
+        figures={d.name: _plotly(d.figure) for d in drawn},
+    )
+
+
+def _sections(
+    runs: Sequence[Run],
+    looks: Styles,
+    comparisons: Sequence[Comparison],
+    first: Comparison | None,
+    drawings: dict[str, _Drawing],
+    left_out: Sequence[str],
+) -> list[tuple[str, str]]:
+    shown = {key: _figure(drawing, looks) for key, drawing in drawings.items()}
+    labels = tables.labels_best_first(runs, first)
+    phases = frames.phases_frame(runs)
+    took_time = tables.phases_table(phases, looks) if len(phases) else ""
+    no_rounds = paragraph("No round was closed. Extend stop.simulated_s, or shorten the rounds.")
+    return [
+        ("How sure is that?", _certainty(runs, looks, comparisons)),
+        ("What does it cost?", tables.cost_table(runs, labels, looks) + _COST_NOTE + shown.get("bytes", "")),
+        ("Where does the time go?", shown.get("rounds", no_rounds) + took_time),
+        ("Who takes part?", shown.get("layers", no_rounds)),
+        ("What exactly was run?", _what_was_run(runs, looks, left_out)),
+    ]
+
+
+_COST_NOTE = paragraph(
+    "Sums over the rounds that were closed. Wasted are FLOPs that devices spent on work that never entered the model: "
+    "dropped, cancelled, or stopped in the middle.",
+    "note",
+)
+
+
+def _curve(runs: Sequence[Run], looks: Styles) -> _Drawing | None:
+    frame = frames.accuracy_frame(runs, over="time_s")
+    if frame.empty:
+        return None
+    targets = sorted({target for run in runs for target in run.targets})
+    figure = figures.accuracy_over_time(frame, looks, targets)
+    caption = f"Each line holds the accuracy of the last evaluation, {_band(frame)}; targets are dotted."
+    return _Drawing("accuracy_over_time", findings.accuracy_over_time(frame), caption, figure, frame)
+
+
+def _drawings(runs: Sequence[Run], looks: Styles) -> dict[str, _Drawing | None]:
+    spent, rounds, layers = (
+        frames.accuracy_frame(runs, over="uploaded_bytes"),
+        frames.round_times_frame(runs),
+        frames.layers_frame(runs),
+    )
+    by_bytes = f"The same accuracies against what all devices together had uploaded, {_band(spent)}."
+    by_round = "All rounds of all seeds: the height of a line is the share of rounds that took at most so long."
+    by_layer = (
+        "How many devices' updates a layer receives per round, mean over all rounds and seeds; empty rounds count."
+    )
+    return {
+        "bytes": None
+        if spent.empty
+        else _Drawing(
+            "accuracy_over_bytes",
+            findings.accuracy_over_bytes(spent),
+            by_bytes,
+            figures.accuracy_over_bytes(spent, looks),
+            spent,
+        ),
+        "rounds": None
+        if rounds.empty
+        else _Drawing(
+            "round_times", findings.round_times(rounds), by_round, figures.round_times(rounds, looks), rounds
+        ),
+        "layers": None
+        if layers.empty
+        else _Drawing(
+            "layer_contributors",
+            findings.layer_contributors(layers),
+            by_layer,
+            figures.layer_contributors(layers, looks),
+            layers,
+        ),
+    }
+
+
+def _band(frame: pd.DataFrame) -> str:
+    if frame.empty or frame["n_seeds"].max() == 1:
+        return "one seed a policy"
+    if frame["policy"].nunique() > figures.N_BANDS:
+        return "the median over seeds (bands left out: they would hide one another)"
+    many = frame["n_seeds"].min() >= frames.N_SEEDS_FOR_QUARTILES
+    few = frame["n_seeds"].max() < frames.N_SEEDS_FOR_QUARTILES
+    width = (
+        "the quartiles" if many else "the smallest and largest" if few else "the quartiles, or all of fewer than 10,"
+    )
+    return f"the median over seeds; the band shows {width} at each point"
+
+
+def _heading(name: str) -> str:
+    return f"<h1>{text(name)}: which policy is sooner?</h1>"
+
+
+def _answer(runs: Sequence[Run], first: Comparison | None) -> str:
+    if first is not None:
+        return first.sentence
+    if all(run.evaluations.empty for run in runs):
+        return sentences.NOTHING_TRAINED
+    return sentences.NO_TARGET
+
+
+def _certainty(runs: Sequence[Run], looks: Styles, comparisons: Sequence[Comparison]) -> str:
+    compared = [comparison for comparison in comparisons if comparison.results]
+    if not compared:
+        return paragraph(_answer(runs, comparisons[0] if comparisons else None))
+    seeds, sustain_s = compared[0].seeds, runs[0].sustain_s or 0.0
+    left_out = sorted({run.seed for run in runs} - set(seeds))
+    words = [
+        f"{plural(len(seeds), 'seed')} ({_seed_names(seeds)}), the same weather for every policy under "
+        f"one seed. A claim about the winner is made from {N_SEEDS_FOR_A_CLAIM} seeds on.",
+        f"A target counts as reached at the start of the first {format_s(sustain_s)} in which no evaluation lies below it; "
+        "the first crossing stands beside it. A run that never does so counts as censored, not as missing.",
+        "Times sooner: the geometric mean over seeds of the ratio of times, with a 95 % bootstrap interval (BCa) from 3 "
+        "seeds on. A bound is given where one of the two did not get there under every seed.",
+    ]
+    if left_out:
+        words.append(f"Left out of the comparison: seeds that not every policy has run ({_seed_names(left_out)}).")
+    parts = [paragraph(sentence) for sentence in words]
+    for comparison in compared:
+        parts += [tables.certainty_table(comparison, looks), paragraph(comparison.sentence), _pairing(comparison)]
+    return "".join(parts)
+
+
+def _seed_names(seeds: Sequence[int]) -> str:
+    """ "0, 1 and 4", "0 to 11"."""
+    if len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return listed([str(seed) for seed in seeds])
+
+
+def _pairing(comparison: Comparison) -> str:
+    """How alike the paired times are; silent where there are too few to say."""
+    known = [
+        f"{digits(result.speed_up.correlation)} ({result.label})"
+        for result in comparison.results
+        if result.speed_up is not None and result.speed_up.correlation is not None
+    ]
+    if not known:
+        return ""
+    of_target = format_share(comparison.target)
+    return paragraph(f"Correlation with {comparison.reference}'s log times to {of_target}: {listed(known)}.", "note")
+
+
+def _what_was_run(runs: Sequence[Run], looks: Styles, left_out: Sequence[str]) -> str:
+    scenarios: list[Any] = []
+    for run in runs:
+        if run.manifest["scenario"] not in scenarios:
+            scenarios.append(run.manifest["scenario"])
+    parameters = {run.label: run.manifest["policy"] for run in runs}
+    mixed = f"These runs come from {len(scenarios)} different scenarios; compare with care."
+    first = {key: runs[0].manifest.get(key) for key in ("seeds", "layers", "versions", "machine")}
+    return (
+        (paragraph(mixed) if len(scenarios) > 1 else "")
+        + _left_out(left_out)
+        + details(f"{plural(len(runs), 'run')} and how they ended", tables.runs_table(runs, looks))
+        + details("Policies and their parameters", json_block(parameters))
+        + "".join(details("The scenario, every default filled in", json_block(scenario)) for scenario in scenarios[:3])
+        + details("Seeds, layers, versions and machine of the first run", json_block(first))
+    )
+
+
+def _left_out(reasons: Sequence[str]) -> str:
+    if not reasons:
+        return ""
+    items = "".join(f"<li>{text(reason)}</li>" for reason in reasons[:50])
+    return f"{paragraph('Left out, because they are not finished:')}<ul>{items}</ul>"
+
+
+def _figure(drawing: _Drawing, looks: Styles) -> str:
+    """A figure's place on the page: title, legend to tick policies off and on, plot, caption, data."""
+    labels = [str(label) for label in drawing.frame["policy"].unique()]
+    boxes = "".join(
+        f'<label><input type="checkbox" checked data-policy="{text(label)}">{swatch(looks[label])} {text(label)}</label>'
+        for label in labels
+    )
+    csv = drawing.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return (
+        f"<h3>{text(drawing.title)}</h3><figure><fieldset><legend>Policies shown</legend>{boxes}</fieldset>"
+        f'<div class="plot" id="{drawing.name}" role="img" aria-label="{text(drawing.title)}"></div>'
+        f"<figcaption>{text(drawing.caption)} {download(f'{drawing.name}.csv', csv)}</figcaption></figure>"
+    )
+
+
+def _plotly(figure: go.Figure) -> dict[str, Any]:
+    """Data and layout as plain values, numbers to six digits: what an eye can tell, at half the size."""
+    plain = figure.to_plotly_json()
+    return {"data": _rounded(plain["data"]), "layout": _rounded(plain["layout"])}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

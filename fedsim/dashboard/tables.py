@@ -1,0 +1,203 @@
+"""The report's tables: one row a policy, best first, numbers in words.
+
+Shows what `statistics` computed; a number is the median over seeds, in parentheses the range over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from fedsim.dashboard.markup import swatch, table, text
+from fedsim.dashboard.palette import Styles
+from fedsim.statistics.reading import Run
+from fedsim.statistics.results import Comparison, PolicyResult
+from fedsim.statistics.sentences import not_within
+from fedsim.statistics.speed_up import SpeedUp
+from fedsim.statistics.summary import summarise
+from fedsim.statistics.words import (
+    digits,
+    format_bytes,
+    format_count,
+    format_ratio,
+    format_s,
+    format_share,
+    plural,
+)
+
+_REFERENCE = "1 <small>(the reference)</small>"
+
+
+def results_table(
+    runs: Sequence[Run], comparisons: Sequence[Comparison], first: Comparison | None, styles: Styles
+) -> str:
+    """The first table. first: the comparison that orders the rows and gives the speed-ups; None: the scenario's order."""
+    compared = [c for c in comparisons if c.results]
+    has_speed_up = first is not None and first.reference is not None
+    rows = []
+    for label in _best_first(runs, first):
+        row = [_name(label, styles), *(_reached(c.of(label)) for c in compared)]
+        if first is not None and has_speed_up:
+            row.append(_speed_up_cell(first, label))
+        rows.append(row + _costs([run for run in runs if run.label == label]))
+    header = ["policy", *(f"time to {format_share(c.target)}" for c in compared)]
+    header += [f"times sooner than {first.reference}"] if first is not None and has_speed_up else []
+    header += ["final accuracy", "uploaded", "device FLOPs", "wasted share"]
+    return table("Each policy: median over seeds, in parentheses the range over seeds", header, rows)
+
+
+def certainty_table(comparison: Comparison, styles: Styles) -> str:
+    """How often and how soon each policy reached one target."""
+    rows = [
+        [
+            _name(result.label, styles),
+            f"{result.n_reached} of {plural(result.n_seeds, 'seed')}",
+            "not reached by half" if result.median_s is None else format_s(result.median_s),
+            format_s(result.restricted_mean_s),
+            _median_first(result),
+            _speed_up_cell(comparison, result.label),
+        ]
+        for result in comparison.results
+    ]
+    horizon_s = comparison.results[0].horizon_s
+    mean = f"mean, restricted to {format_s(horizon_s)}" if np.isfinite(horizon_s) else "mean"
+    sooner = f"times sooner than {comparison.reference}" if comparison.reference else "times sooner"
+    header = ["policy", "reached in", "median", mean, "first crossing (median)", sooner]
+    return table(f"Reaching {format_share(comparison.target)}", header, rows)
+
+
+def cost_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> str:
+    """What each policy spent by the end of its runs."""
+    rows = []
+    for label in labels:
+        own = [summarise(run) for run in runs if run.label == label]
+        wasted = [(1 - s["used_flops_share"]) * s["device_flops"] for s in own if s["used_flops_share"] is not None]
+        rows.append(
+            [
+                _name(label, styles),
+                _over_seeds([s["simulated_s"] for s in own], format_s),
+                _over_seeds([s["n_rounds"] for s in own], format_count),
+                _over_seeds([s["uploaded_bytes"] for s in own], format_bytes),
+                _over_seeds([s["downloaded_bytes"] for s in own], format_bytes),
+                _over_seeds([s["device_flops"] for s in own], format_count),
+                _over_seeds(wasted, format_count),
+            ]
+        )
+    header = ["policy", "simulated", "rounds", "uploaded", "downloaded", "device FLOPs", "of these wasted"]
+    return table("Spent by the end: median over seeds, in parentheses the range over seeds", header, rows)
+
+
+def phases_table(frame: pd.DataFrame, styles: Styles) -> str:
+    """Mean seconds of a used task's phases. frame: `frames.phases_frame(runs)`, not empty."""
+    rows = [
+        [
+            _name(str(row["policy"]), styles),
+            format_count(float(row["n_tasks"])),
+            *(format_s(float(row[phase])) for phase in ("download_s", "compute_s", "upload_s")),
+        ]
+        for row in frame.to_dict("records")
+    ]
+    header = ["policy", "tasks", "download", "compute", "upload"]
+    return table("A task whose work was used: mean seconds of its phases", header, rows)
+
+
+def runs_table(runs: Sequence[Run], styles: Styles) -> str:
+    """Every run and how it ended."""
+    rows = [
+        [
+            _name(run.label, styles),
+            str(run.seed),
+            text(_ending(run)),
+            format_count(len(run.rounds)),
+            format_s(run.simulated_s),
+        ]
+        for run in runs
+    ]
+    return table("Runs", ["policy", "seed", "outcome", "rounds", "simulated"], rows)
+
+
+def speed_up_words(speed_up: SpeedUp | None) -> str:
+    """ "2.6 (2.2-3.1)", "at least 2.6", "at most 0.8", or why there is no number."""
+    if speed_up is None or speed_up.factor is None:
+        return "cannot be said"
+    if speed_up.bound == "exact":
+        return format_ratio(speed_up.factor, speed_up.low, speed_up.high)
+    return f"{speed_up.bound.replace('_', ' ')} {digits(speed_up.factor)}"
+
+
+def labels_best_first(runs: Sequence[Run], first: Comparison | None) -> list[str]:
+    """Labels in the order of the comparison, then those it lacks in the order of the scenario."""
+    return _best_first(runs, first)
+
+
+def _best_first(runs: Sequence[Run], first: Comparison | None) -> list[str]:
+    ranked = [result.label for result in first.results] if first else []
+    return list(dict.fromkeys([*ranked, *(run.label for run in runs)]))
+
+
+def _name(label: str, styles: Styles) -> str:
+    return f'<span class="policy">{swatch(styles[label])} {text(label)}</span>'
+
+
+def _reached(result: PolicyResult | None) -> str:
+    if result is None:
+        return "not compared"
+    if result.reached_always:
+        return _over_seeds([time_s for time_s in result.reached_s if time_s is not None], format_s)
+    if result.median_s is None:
+        return _with_small(not_within(result))
+    return f"{text(format_s(result.median_s))} <small>{_with_small(not_within(result))}</small>"
+
+
+def _speed_up_cell(comparison: Comparison, label: str) -> str:
+    result = comparison.of(label)
+    if result is None:
+        return "not compared"
+    return _REFERENCE if label == comparison.reference else _with_small(speed_up_words(result.speed_up))
+
+
+def _costs(runs: Sequence[Run]) -> list[str]:
+    own = [summarise(run) for run in runs]
+    shares = [1 - s["used_flops_share"] for s in own if s["used_flops_share"] is not None]
+    accuracies = [s["final_accuracy"] for s in own if s["final_accuracy"] is not None]
+    return [
+        _over_seeds(accuracies, format_share) if accuracies else "not evaluated",
+        _over_seeds([s["uploaded_bytes"] for s in own], format_bytes, with_range=False),
+        _over_seeds([s["device_flops"] for s in own], format_count, with_range=False),
+        _over_seeds(shares, format_share, with_range=False) if shares else "nothing computed",
+    ]
+
+
+def _over_seeds(values: Sequence[float], in_words: Callable[[float], str], *, with_range: bool = True) -> str:
+    """ "212 s (204-231)": median and range, the range left out where it shows nothing."""
+    if not values:
+        return "nothing computed"
+    low, high = in_words(min(values)), in_words(max(values))
+    median = in_words(float(np.median(values)))
+    if not with_range or low == high:
+        return text(median)
+    _, _, unit = median.partition(" ")
+    if unit and low.endswith(f" {unit}") and high.endswith(f" {unit}"):
+        low, high = low.removesuffix(f" {unit}"), high.removesuffix(f" {unit}")
+    return _with_small(f"{median} ({low}-{high})")
+
+
+def _with_small(words: str) -> str:
+    """Markup of "212 s (204-231)" with what stands in parentheses on a small line of its own."""
+    number, bracket, rest = words.partition(" (")
+    return f"{text(number)} <small>{text(bracket.strip() + rest)}</small>" if bracket else text(words)
+
+
+def _median_first(result: PolicyResult) -> str:
+    known = [time_s for time_s in result.first_s if time_s is not None]
+    if not known:
+        return "never"
+    median_s = float(np.median([np.inf if time_s is None else time_s for time_s in result.first_s]))
+    return format_s(median_s) if np.isfinite(median_s) else f"in {len(known)} of {plural(result.n_seeds, 'seed')}"
+
+
+def _ending(run: Run) -> str:
+    reason = str(run.manifest["outcome"].get("reason") or "")
+    return f"{run.outcome}: {reason}" if reason else run.outcome

@@ -1,0 +1,1 @@
+"""One file, one model: an ordered chain of named blocks."""

@@ -1,0 +1,1 @@
+"""One file, one paper: the rule of a server, beside its pseudo-code."""

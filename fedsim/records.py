@@ -1,0 +1,255 @@
+"""A run's records: kept while the clock goes, written once at the end as a run folder that pandas opens.
+
+The format is described in docs/reference/run-folder.md. Nothing here is pickled, no wall-clock value enters a table,
+and a reader never sees half a folder: it is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fedsim.facts import BoolArray, Evaluation, IntArray
+from fedsim.protocols import Learner
+from fedsim.timing.book import ClosedJobs, ClosedRound
+
+SCHEMA_VERSION = 1
+_COSTS = ("uploaded_bytes", "downloaded_bytes", "device_flops")
+Table = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """When the model is evaluated: at 0, step_s, 2 step_s, ...; on `n_rows` rows (all if None).
+
+    targets are accuracies; sustain_s is how long one must be held to count as reached.
+    """
+
+    step_s: float
+    n_rows: int | None = None
+    targets: tuple[float, ...] = ()
+    sustain_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. share: of its stop rule, 0 ... 1."""
+
+    simulated_s: float
+    n_rounds: int
+    accuracy: float | None
+    share: float
+
+
+@dataclass
+class RunBook:
+    """Keeps the tables of one run and says when it is over. Implements `fedsim.timing.book.Book`.
+
+    at_targets: stop when every target has been sustained. journal: an open text file that gets a line per round.
+    """
+
+    learner: Learner
+    grid: Grid | None
+    horizon_s: float = np.inf
+    n_rounds: int | None = None
+    at_targets: bool = False
+    record_tasks: bool = True
+    on_progress: Callable[[Progress], None] = lambda _: None
+    journal: IO[str] | None = None
+    rounds: Table = field(default_factory=dict)
+    layers: Table = field(default_factory=dict)
+    evaluations: Table = field(default_factory=dict)
+    _tasks: list[tuple[ClosedJobs, int, BoolArray]] = field(default_factory=list)
+    _unresolved: list[ClosedJobs] = field(default_factory=list)
+    _totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COSTS, 0.0))
+    _latest: tuple[int, Evaluation | None] = (-1, None)
+    _version: int = 0
+    n_closed: int = 0
+
+    # ---- what the clock reports ---------------------------------------------------------------------------------
+
+    def before_change(self, now_s: float) -> None:
+        """Evaluate at every grid time before `now_s` that is not done yet: the model has not changed since."""
+        while self.grid is not None and (at_s := self._n_evaluations * self.grid.step_s) < now_s:
+            evaluation = self._evaluate(self.grid)
+            if evaluation is None:
+                return
+            _append(
+                self.evaluations,
+                time_s=at_s,
+                version=self._version,
+                round=self.n_closed,
+                accuracy=evaluation.accuracy,
+                loss=evaluation.loss,
+                **self._totals,
+            )
+
+    def jobs_closed(self, jobs: ClosedJobs) -> None:
+        self._unresolved.append(jobs)
+
+    def round_closed(self, closed: ClosedRound) -> str | None:
+        costs = self._resolve(closed.contributions.device, closed.contributions.ordinal)
+        self._version = closed.report.version
+        _append(
+            self.rounds,
+            round=self.n_closed,
+            start_s=closed.start_s,
+            end_s=closed.end_s,
+            version=closed.report.version,
+            n_sent=closed.n_sent,
+            n_contributions=len(closed.contributions),
+            **costs,
+            used_flops=closed.used_flops,
+            computed_flops=closed.report.computed_flops,
+        )
+        held = closed.contributions.holds_layer.sum(axis=0)
+        for layer, (n_contributors, weight_sum) in enumerate(zip(held, closed.weights.sum(axis=0), strict=True)):
+            _append(
+                self.layers,
+                round=self.n_closed,
+                layer=layer,
+                n_contributors=int(n_contributors),
+                weight_sum=float(weight_sum),
+            )
+        self.n_closed += 1
+        self._tell(closed)
+        return self._is_over()
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+
+    @property
+    def _n_evaluations(self) -> int:
+        return len(self.evaluations.get("time_s", ()))
+
+    def _evaluate(self, grid: Grid) -> Evaluation | None:
+        if self._latest[0] != self._version:  # never the same weights twice
+            self._latest = (self._version, self.learner.evaluate(grid.n_rows))
+        return self._latest[1]
+
+    def _resolve(self, used_device: IntArray, used_ordinal: IntArray) -> dict[str, float]:
+        """Settle what became of the jobs closed since the last aggregate; returns their costs."""
+        costs = dict.fromkeys(_COSTS, 0.0)
+        used = _key(used_device, used_ordinal)
+        for jobs in self._unresolved:
+            for name in _COSTS:
+                costs[name] += float(getattr(jobs, name).sum())
+            if self.record_tasks:
+                self._tasks.append((jobs, self.n_closed, np.isin(_key(jobs.device, jobs.ordinal), used)))
+        self._unresolved.clear()
+        for name in _COSTS:
+            self._totals[name] += costs[name]
+        return costs
+
+    def _tell(self, closed: ClosedRound) -> None:
+        latest = self._latest[1]
+        shares = [closed.end_s / self.horizon_s, self.n_closed / self.n_rounds if self.n_rounds else 0.0]
+        self.on_progress(
+            Progress(closed.end_s, self.n_closed, latest.accuracy if latest else None, min(1.0, max(shares)))
+        )
+        if self.journal is not None:
+            line = {"round": self.n_closed - 1, "end_s": closed.end_s, "version": closed.report.version}
+            self.journal.write(json.dumps(line | {"accuracy": latest.accuracy if latest else None}) + "\n")
+
+    def _is_over(self) -> str | None:
+        if self.n_rounds is not None and self.n_closed >= self.n_rounds:
+            return "stop.n_rounds is reached"
+        if self.at_targets and self.grid is not None and self._has_sustained(max(self.grid.targets), self.grid):
+            return "every target has been sustained"
+        return None
+
+    def _has_sustained(self, target: float, grid: Grid) -> bool:
+        """Whether the latest evaluations have been at or above the target for `sustain_s`."""
+        n = int(np.ceil(grid.sustain_s / grid.step_s - 1e-9)) + 1
+        latest = self.evaluations.get("accuracy", [])[-n:]
+        return len(latest) == n and min(latest) >= target
+
+    # ---- tables -------------------------------------------------------------------------------------------------
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The run folder's tables as columns, by name."""
+        self._close_open_jobs()
+        tables: dict[str, dict[str, Any]] = {
+            "rounds": _typed(self.rounds, _ROUNDS),
+            "layers": _typed(self.layers, _LAYERS),
+            "evaluations": _typed(self.evaluations, _EVALUATIONS),
+        }
+        return tables | {"tasks": self._task_columns()} if self.record_tasks else tables
+
+    def _close_open_jobs(self) -> None:
+        self._resolve(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+    def _task_columns(self) -> dict[str, Any]:
+        names = [f.name for f in fields(ClosedJobs) if f.name != "outcome"]
+        columns: dict[str, Any] = {
+            name: np.concatenate([np.empty(0, _TASKS[name]), *(getattr(jobs, name) for jobs, _, _ in self._tasks)])
+            for name in names
+        }
+        sizes = [len(jobs.device) for jobs, _, _ in self._tasks]
+        columns["round"] = np.repeat(np.array([closed for _, closed, _ in self._tasks], dtype=np.int64), sizes)
+        outcomes = [np.where(used, "used", _OUTCOME[jobs.outcome]) for jobs, _, used in self._tasks]
+        columns["outcome"] = np.concatenate([np.empty(0, "<U9"), *outcomes]).astype(object)
+        return columns
+
+
+_OUTCOME = {"taken": "dropped", "cancelled": "cancelled", "empty": "empty", "open": "open"}
+_ROUNDS = {"round": "i8", "start_s": "f8", "end_s": "f8", "version": "i8", "n_sent": "i8", "n_contributions": "i8"} | dict.fromkeys(
+    (*_COSTS, "used_flops", "computed_flops"), "f8"
+)
+_LAYERS = {"round": "i8", "layer": "i8", "n_contributors": "i8", "weight_sum": "f8"}
+_EVALUATIONS = {"time_s": "f8", "version": "i8", "round": "i8", "accuracy": "f8", "loss": "f8"} | dict.fromkeys(_COSTS, "f8")
+_TASKS = dict.fromkeys((f.name for f in fields(ClosedJobs)), "f8") | dict.fromkeys(
+    ("device", "ordinal", "version", "n_steps", "depth"), "i8"
+)
+
+
+def _append(table: Table, **row: Any) -> None:
+    for name, value in row.items():
+        table.setdefault(name, []).append(value)
+
+
+def _typed(table: Table, types: Mapping[str, str]) -> dict[str, Any]:
+    return {name: np.asarray(table.get(name, []), dtype=kind) for name, kind in types.items()}
+
+
+def _key(device: IntArray, ordinal: IntArray) -> IntArray:
+    return device << 32 | ordinal
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------------
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a run that is not finished keeps its journal; made anew."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def write(folder: Path, partial: Path, tables: Mapping[str, Mapping[str, Any]], manifest: Mapping[str, Any]) -> None:
+    """Turn a partial folder into the run's own, in one step; an older run of that name is replaced."""
+    import pandas as pd
+
+    for name, columns in tables.items():
+        pd.DataFrame(dict(columns)).to_parquet(partial / f"{name}.parquet", index=False)
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (partial / "journal.jsonl").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def fingerprint_of(folder: Path) -> str | None:
+    """The fingerprint that a finished run was written with; None if there is no such run."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        fingerprint = manifest["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return fingerprint if isinstance(fingerprint, str) else None

@@ -1,0 +1,208 @@
+"""The main path: one policy under one seed; scenario -> clock + learner + policy -> records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fedsim.facts import BadInput, BatchPlan, ModelShape
+from fedsim.protocols import Learner
+from fedsim.records import SCHEMA_VERSION, Grid, Progress, RunBook
+from fedsim.scenario.contenders import Contender
+from fedsim.scenario.read import LoadedScenario
+from fedsim.scenario.schema import SeedSet
+from fedsim.timing.server import SimServer
+from fedsim.timing.untrained import Untrained
+from fedsim.timing.weather import Weather
+from fedsim.training import shape_cache
+from fedsim.training.batches import plan_of
+from fedsim.training.dealing import Dealt, deal_out, with_subset_first
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run's tables as columns by name, and its manifest (docs/reference/run-folder.md)."""
+
+    tables: dict[str, dict[str, Any]]
+    manifest: dict[str, Any]
+
+
+def simulate(
+    loaded: LoadedScenario,
+    contender: Contender,
+    seeds: SeedSet,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    journal: IO[str] | None = None,
+) -> RunResult:
+    """Play one policy's story to its end. Raises ScenarioError on bad input."""
+    scenario = loaded.scenario
+    with _located(loaded, contender):
+        world = World.of(loaded, contender, seeds)
+        world.refuse_problems(contender)
+        learner = world.learner(loaded, contender, seeds)
+    book = RunBook(
+        learner=learner,
+        grid=_grid(loaded),
+        horizon_s=scenario.stop.simulated_s or np.inf,
+        n_rounds=scenario.stop.n_rounds,
+        at_targets=scenario.stop.at_targets,
+        record_tasks=scenario.record_tasks,
+        on_progress=on_progress,
+        journal=journal,
+    )
+    server = SimServer(world.weather, learner, book, horizon_s=book.horizon_s)
+    over = server.play(contender.policy)
+    final = learner.evaluate()
+    manifest = _manifest(loaded, contender, seeds) | {
+        "outcome": {"kind": over.kind, "reason": over.reason, "round": book.n_closed, "simulated_s": server.now_s},
+        "final": None if final is None else {"accuracy": final.accuracy, "loss": final.loss},
+        "layers": world.layers(),
+        "kernels": getattr(learner, "kernels", {}),
+    }
+    return RunResult(book.tables(), manifest)
+
+
+@dataclass(frozen=True)
+class World:
+    """What a policy finds: the data dealt out, the model's shape, the fleet's weather."""
+
+    dealt: Dealt
+    shape: ModelShape
+    weather: Weather
+
+    @classmethod
+    def of(cls, loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> World:
+        """Raises BadInput for data, partitions and models that do not fit."""
+        scenario, settings = loaded.scenario, loaded.scenario.data
+        n = scenario.fleet.n_devices
+        data = loaded.data.load(None if settings.data_dir is None else Path(settings.data_dir), seeds.of("data"))
+        shape = shape_cache.shape_of(scenario.model.kind, scenario.model.parameters, lambda: loaded.model, data)
+        # Speeds are needed before the data are dealt out (a partition may tie labels to them): plan one full step.
+        full_steps = BatchPlan(np.ones(n, dtype=np.int64), None)
+        weather = Weather(scenario.fleet, shape, full_steps, seeds.of("fleet"), seeds.of("clock"))
+        dealt = deal_out(
+            data,
+            settings.partition,
+            n,
+            seed=seeds.of("data"),
+            slowness=weather.unit_s,
+            split_file=settings.split_file,
+            validation_share=settings.validation_share,
+            rows=scenario.evaluation.rows,
+        )
+        if scenario.evaluation.n_rows is not None:
+            dealt = replace(dealt, data=with_subset_first(dealt.data, seeds.of("data")))
+        plan = plan_of(dealt.samples, contender.training.batch_size, contender.training.batches)
+        return cls(dealt, shape, replace(weather, plan=plan))
+
+    def refuse_problems(self, contender: Contender) -> None:
+        """Raises BadInput with the first thing that the policy finds wrong with this fleet and model."""
+        for problem in contender.policy.problems(self.weather):
+            key = problem.split(" ", 1)[0]
+            raise BadInput(problem, at=(key,) if key in contender.parameters else ())
+
+    def learner(self, loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> Learner:
+        if not loaded.scenario.train:
+            return Untrained(self.shape)
+        from fedsim.training import build  # torch: a timing-only run must not pay for it
+
+        build.one_thread()
+        weights = loaded.scenario.model.initial_weights
+        chain = build.chain_of(loaded.model, self.dealt.data, init_seed=seeds.of("init"), initial_weights=weights)
+        return build.learner_of(
+            chain,
+            self.shape,
+            self.dealt,
+            self.weather.plan,
+            contender.training,
+            contender.server_optimizer,
+            data_seed=seeds.of("data"),
+        )
+
+    def layers(self) -> list[dict[str, Any]]:
+        columns = zip(self.shape.layer_names, self.shape.n_parameters, self.shape.parameter_bytes, strict=True)
+        return [{"name": name, "n_parameters": int(n), "parameter_bytes": int(b)} for name, n, b in columns]
+
+
+def check(loaded: LoadedScenario) -> None:
+    """Refuse what can be refused before the first event: data, partition, model, and what each policy says.
+
+    Raises ScenarioError.
+    """
+    for contender in loaded.contenders:
+        with _located(loaded, contender):
+            world = World.of(loaded, contender, loaded.scenario.seed_sets[0])
+            world.refuse_problems(contender)
+            world.learner(loaded, contender, loaded.scenario.seed_sets[0])
+
+
+@contextmanager
+def _located(loaded: LoadedScenario, contender: Contender) -> Iterator[None]:
+    """Bad input that names no place in the scenario, or a parameter, belongs to the policy's entry."""
+    try:
+        yield
+    except BadInput as problem:
+        top = problem.at[0] if problem.at else None
+        in_entry = top not in type(loaded.scenario).model_fields
+        at = ("policies", loaded.contenders.index(contender), *problem.at) if in_entry else problem.at
+        raise loaded.error(BadInput(str(problem), at)) from None
+
+
+def sustain_s(loaded: LoadedScenario) -> float | None:
+    """How long a target must be held: as stated, or 5 % of the horizon; None if there is neither."""
+    stated, horizon_s = loaded.scenario.evaluation.sustain_s, loaded.scenario.stop.simulated_s
+    return stated if stated is not None or horizon_s is None else 0.05 * horizon_s
+
+
+def _grid(loaded: LoadedScenario) -> Grid | None:
+    settings, step_s = loaded.scenario.evaluation, loaded.scenario.grid_step_s
+    if step_s is None or not loaded.scenario.train:
+        return None
+    return Grid(step_s, settings.n_rows, settings.targets, sustain_s(loaded) or 0.0)
+
+
+# ---- what identifies a run ------------------------------------------------------------------------------------------
+
+
+def _manifest(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> dict[str, Any]:
+    position = loaded.contenders.index(contender)
+    resolved = loaded.resolved()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "scenario": resolved,
+        "policy": {"kind": contender.kind, "label": contender.label, "parameters": resolved["policies"][position]},
+        "position": position,
+        "seed": seeds.seed,
+        "seeds": {purpose: seeds.of(purpose) for purpose in ("init", "data", "fleet", "clock")},
+        "grid_step_s": loaded.scenario.grid_step_s,
+        "sustain_s": sustain_s(loaded),
+        "versions": {name: _version(name) for name in ("fedsim-clock", "torch", "numpy", "scipy", "simpy")},
+        "machine": {"platform": platform.platform(), "python": platform.python_version()},
+        "fingerprint": fingerprint(loaded, contender, seeds),
+    }
+
+
+def fingerprint(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> str:
+    """A digest of everything that decides this run: the scenario without the other policies and seeds, and fedsim."""
+    resolved = loaded.resolved()
+    own = resolved["policies"][loaded.contenders.index(contender)]
+    purposes = [seeds.of(purpose) for purpose in ("init", "data", "fleet", "clock")]
+    decides = {**resolved, "policies": [own], "seeds": purposes, "fedsim": _version("fedsim-clock")}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,140 @@
+"""The scenario as it is written: one pydantic model, unknown keys refused.
+
+`policies`, `model` and `data` name a file on an open shelf by `kind`; the other keys beside it are that file's
+parameters (see `shelves.py`). Everything else is spelled out here or in the engine that it belongs to.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fedsim.delays import Positive
+from fedsim.timing.fleet import Fleet
+from fedsim.training.partition import AnyPartition, Iid
+from fedsim.training.settings import ServerOptimizer, Training
+
+Seed = Annotated[int, Ge(0), Lt(2**63)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class _Entry(BaseModel):
+    """A `kind` with its parameters beside it."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
+
+    kind: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ModelEntry(_Entry):
+    """A model from the shelf, or a dotted path to a function of your own that builds one.
+
+    initial_weights: a .npz or .safetensors file with an array per parameter; drawn from the init seed if left out.
+    """
+
+    initial_weights: str | None = None
+
+
+class DataEntry(_Entry):
+    """A data set from the shelf and how it is dealt out.
+
+    data_dir: folder that holds it; $FEDSIM_DATA if left out.
+    split_file: .npz with index arrays `train` and `test` into the data set's rows (training rows first).
+    validation_share: share of the training rows held out, for evaluation.rows: validation.
+    """
+
+    data_dir: str | None = None
+    partition: AnyPartition = Iid()
+    split_file: str | None = None
+    validation_share: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+class PolicyEntry(_Entry):
+    """A policy from the shelf. label: its name in results, made from its parameters if left out.
+
+    training: settings that this policy overrides.
+    """
+
+    label: Annotated[str, MinLen(1)] | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    server_optimizer: ServerOptimizer | None = None
+
+
+class SeedSet(_Strict):
+    """The four seeds of a run; those left out equal `seed`, which also names the run."""
+
+    seed: Seed
+    init: Seed | None = None
+    data: Seed | None = None
+    fleet: Seed | None = None
+    clock: Seed | None = None
+
+    def of(self, purpose: Literal["init", "data", "fleet", "clock"]) -> int:
+        own = getattr(self, purpose)
+        return self.seed if own is None else int(own)
+
+
+class EvaluationSettings(_Strict):
+    """When the global model is evaluated: one grid of simulated time, common to all policies.
+
+    every_s: the grid's spacing; stop.simulated_s / n_points if left out.
+    n_rows: evaluate on a fixed subset of so many rows, and on all of them at the end.
+    targets: accuracies for time to accuracy. sustain_s: how long a target must be held; 5 % of the horizon if left out.
+    """
+
+    every_s: Positive | None = None
+    n_points: Annotated[int, Ge(1), Le(100_000)] = 200
+    rows: Literal["test", "validation"] = "test"
+    n_rows: Annotated[int, Ge(1)] | None = None
+    targets: tuple[Annotated[float, Gt(0), Lt(1)], ...] = ()
+    sustain_s: Positive | None = None
+
+
+class StopRules(_Strict):
+    """A run ends at whichever comes first. at_targets: when every target has been sustained."""
+
+    simulated_s: Positive | None = None
+    n_rounds: Annotated[int, Ge(1)] | None = None
+    at_targets: bool = False
+
+    @model_validator(mode="after")
+    def _some_end(self) -> StopRules:
+        if self.simulated_s is None and self.n_rounds is None:
+            raise ValueError("state when a run ends: simulated_s, n_rounds, or both")
+        return self
+
+
+class Scenario(_Strict):
+    """Everything that decides a comparison. train: false runs the clock alone (no data, no accuracy)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    fleet: Fleet
+    model: ModelEntry
+    data: DataEntry
+    policies: Annotated[tuple[PolicyEntry, ...], MinLen(1)]
+    stop: StopRules
+    training: Training = Training()
+    seeds: Annotated[tuple[Seed | SeedSet, ...], MinLen(1)] = (0,)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    train: bool = True
+    record_tasks: bool = True
+
+    @property
+    def seed_sets(self) -> tuple[SeedSet, ...]:
+        return tuple(s if isinstance(s, SeedSet) else SeedSet(seed=s) for s in self.seeds)
+
+    @property
+    def grid_step_s(self) -> float | None:
+        """Seconds between evaluations; None if nothing fixes them."""
+        if self.evaluation.every_s is not None:
+            return self.evaluation.every_s
+        return None if self.stop.simulated_s is None else self.stop.simulated_s / self.evaluation.n_points

@@ -1,0 +1,1 @@
+"""What run folders say: times to accuracy, costs, and which policy is sooner. Never imports what simulates."""

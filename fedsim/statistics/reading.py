@@ -1,0 +1,172 @@
+"""Run folders as pandas frames.
+
+A run folder is `<scenario>/<policy folder>/seed-<k>/`; docs/reference/run-folder.md describes its files. A folder that
+lacks a file, a column or a key is not finished: `read_run` refuses it, `read_scenario` leaves it out and
+`broken_folders` names it. Knows nothing of how runs are made.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+SCHEMA_VERSION = 1
+
+COLUMNS = {
+    "rounds": [
+        *("round", "start_s", "end_s", "version", "n_sent", "n_contributions"),
+        *("uploaded_bytes", "downloaded_bytes", "device_flops", "used_flops"),
+    ],
+    "layers": ["round", "layer", "n_contributors", "weight_sum"],
+    "evaluations": [
+        *("time_s", "version", "round", "accuracy", "loss"),
+        *("uploaded_bytes", "downloaded_bytes", "device_flops"),
+    ],
+}
+"""The columns that every finished run has, table by table; `tasks` is optional."""
+
+
+class BrokenRunError(ValueError):
+    """A folder that is not a finished run: which folder, what is wrong, and how to mend it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One finished run: a policy under one seed.
+
+    manifest: manifest.json as it stands. rounds, layers, evaluations: the tables of the same names, one row per round,
+    per round and layer, and per evaluation; `evaluations` is empty where only the clock ran.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    rounds: pd.DataFrame
+    layers: pd.DataFrame
+    evaluations: pd.DataFrame
+
+    @property
+    def label(self) -> str:
+        """The policy's name in results."""
+        return str(self.manifest["policy"]["label"])
+
+    @property
+    def kind(self) -> str:
+        """The policy's file on the shelf; two settings of one policy share it."""
+        return str(self.manifest["policy"]["kind"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.manifest["seed"])
+
+    @property
+    def position(self) -> int:
+        """The policy's place in the scenario, from 0."""
+        return int(self.manifest["position"])
+
+    @property
+    def outcome(self) -> str:
+        """ "finished", "diverged", "stalled" or "interrupted"."""
+        return str(self.manifest["outcome"]["kind"])
+
+    @property
+    def simulated_s(self) -> float:
+        """Simulated seconds at which the run ended."""
+        return float(self.manifest["outcome"]["simulated_s"])
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """Target accuracies of the scenario, in its order."""
+        return tuple(float(target) for target in self.manifest["scenario"]["evaluation"]["targets"])
+
+    @property
+    def grid_step_s(self) -> float | None:
+        """Seconds between evaluations; None where nothing fixes a common grid."""
+        step_s = self.manifest["grid_step_s"]
+        return None if step_s is None else float(step_s)
+
+    @property
+    def sustain_s(self) -> float | None:
+        """How long a target must be held; None where nothing fixes it."""
+        sustain_s = self.manifest["sustain_s"]
+        return None if sustain_s is None else float(sustain_s)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The model's layers, from the input."""
+        return tuple(str(layer["name"]) for layer in self.manifest["layers"])
+
+    @cached_property
+    def tasks(self) -> pd.DataFrame | None:
+        """One row per task, read when asked for (millions of rows in large fleets); None if not recorded."""
+        path = self.folder / "tasks.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+
+def read_run(folder: Path | str) -> Run:
+    """The run in `folder`. Raises BrokenRunError if it is not finished or was written by another version."""
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    tables = {name: _table(folder, name, columns) for name, columns in COLUMNS.items()}
+    run = Run(folder, manifest, **tables)
+    try:
+        _ = (run.label, run.kind, run.seed, run.position, run.outcome, run.simulated_s)
+        _ = (run.targets, run.grid_step_s, run.sustain_s, run.layer_names)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenRunError(f"{folder}: manifest.json lacks or garbles {error}; run it again") from error
+    return run
+
+
+def read_scenario(folder: Path | str) -> list[Run]:
+    """The finished runs of a scenario, by the policies' order in it, then by seed. See `broken_folders` for the rest."""
+    runs = [run for run in map(_run_or_reason, _run_folders(Path(folder))) if isinstance(run, Run)]
+    return sorted(runs, key=lambda run: (run.position, run.label, run.seed))
+
+
+def broken_folders(folder: Path | str) -> list[str]:
+    """Why each unfinished run folder of a scenario is left out, one line each, in the order of folders."""
+    reasons = map(_run_or_reason, _run_folders(Path(folder)))
+    return [reason for reason in reasons if isinstance(reason, str)]
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*/seed-*") if path.is_dir())
+
+
+def _run_or_reason(folder: Path) -> Run | str:
+    try:
+        return read_run(folder)
+    except BrokenRunError as error:
+        return str(error)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise BrokenRunError(f"{folder}: no manifest.json, so the run has not finished; run it again")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BrokenRunError(f"{folder}: manifest.json cannot be read ({error}); run it again") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict) or version != SCHEMA_VERSION:
+        raise BrokenRunError(f"{folder}: written in format {version}, this fedsim reads {SCHEMA_VERSION}; run it again")
+    return manifest
+
+
+def _table(folder: Path, name: str, columns: list[str]) -> pd.DataFrame:
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        raise BrokenRunError(f"{folder}: no {path.name}, so the run has not finished; run it again")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise BrokenRunError(f"{folder}: {path.name} cannot be read ({error}); run it again") from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise BrokenRunError(f"{folder}: {path.name} lacks the columns {', '.join(missing)}; run it again")
+    return table

@@ -1,0 +1,110 @@
+"""One sentence on the winner that claims no more than the seeds allow.
+
+Fewer seeds than a claim needs: what happened in these runs, under the words "no claim". Enough seeds: a winner only if
+it alone may be the best, else who cannot be told apart. Knows results, not how they were computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsim.statistics.results import Comparison, PolicyResult
+from fedsim.statistics.words import digits, format_ratio, format_s, format_share, listed, plural
+
+NO_RUNS = "There are no finished runs here. Run the scenario first: fedsim run SCENARIO."
+NOTHING_TRAINED = "Nothing was trained in these runs: the clock ran alone, so there is no accuracy to compare."
+NO_GRID = (
+    "Times to accuracy are not compared: nothing fixes a common grid of evaluations. "
+    "Set stop.simulated_s, or evaluation.every_s and evaluation.sustain_s."
+)
+NO_TARGET = "No target accuracy is set. Add some to the scenario, for example evaluation.targets: [0.8, 0.9]."
+
+
+def different_grids(steps_s: Sequence[float]) -> str:
+    """Why runs with different evaluation grids or sustain times are not compared."""
+    steps = listed([format_s(step_s) for step_s in sorted(set(steps_s))])
+    return (
+        f"These runs were evaluated differently (every {steps}, or with different evaluation.sustain_s) "
+        "and are not compared. Run the scenario again into an empty folder."
+    )
+
+
+def no_common_seed(labels: Sequence[str]) -> str:
+    """Why policies without a seed in common are not compared."""
+    return f"{listed(labels)} share no seed and are not compared. Run every policy under the same seeds."
+
+
+def verdict(comparison: Comparison, enough_seeds: int) -> str:
+    """The sentence. `enough_seeds`: how many a claim needs."""
+    results, target = comparison.results, format_share(comparison.target)
+    best = results[0]
+    if not any(result.n_reached for result in results):
+        within = format_s(min(result.censored_s or 0.0 for result in results))
+        return f"No run reached {target} within {within}. Lower the target or extend stop.simulated_s."
+    if len(results) == 1:
+        return f"{best.label} {_reached(best, 'reached', target, by_itself=True)}."
+    if comparison.n_seeds < enough_seeds:
+        return f"{plural(comparison.n_seeds, 'seed')}: no claim. {_what_happened(comparison, target)}"
+    if len(comparison.contenders) > 1:
+        return _undecided(comparison, target)
+    return f"{best.label} {_reached(best, 'reaches', target, by_itself=True)}{_sooner(comparison)}."
+
+
+def not_within(result: PolicyResult) -> str:
+    """ "not within 600 s (7 of 10 seeds)"; empty if every seed reached the target."""
+    if result.censored_s is None:
+        return ""
+    return f"not within {format_s(result.censored_s)} ({result.n_seeds - result.n_reached} of {_n_seeds(result)})"
+
+
+def _what_happened(comparison: Comparison, target: str) -> str:
+    best = comparison.results[0]
+    tied = [r for r in comparison.results if _rank(r) == _rank(best)]
+    if len(tied) > 1:
+        return f"In these runs {listed([r.label for r in tied])} {_reached(best, 'reached', target)}, equally soon."
+    first = " first" if best.reached_always else ""
+    return f"In these runs {best.label} {_reached(best, 'reached', target, first=first)}{_sooner(comparison)}."
+
+
+def _reached(result: PolicyResult, verb: str, target: str, *, first: str = "", by_itself: bool = False) -> str:
+    """ "reached 90 % after 212 s (median)", or in how many of the seeds."""
+    of_seeds = f" of {_n_seeds(result)}" if by_itself else ""
+    median = f" (median{of_seeds})" if result.n_seeds > 1 else (" (1 seed)" if by_itself else "")
+    if result.reached_always and result.median_s is not None:
+        comma = "," if first else ""
+        return f"{verb} {target}{first}{comma} after {format_s(result.median_s)}{median}"
+    share = f"{verb} {target} in {result.n_reached} of {_n_seeds(result)}"
+    return share if result.median_s is None else f"{share}, after {format_s(result.median_s)} (median)"
+
+
+def _sooner(comparison: Comparison) -> str:
+    """ ", 2.6 times sooner than fedavg (2.2-3.1)", or a bound, or nothing where no ratio can be given."""
+    speed_up = comparison.results[0].speed_up
+    reference = comparison.of(comparison.reference or "")
+    if speed_up is None or speed_up.factor is None or reference is None or speed_up.factor <= 1:
+        return ""
+    if speed_up.bound == "at_least":
+        return f", at least {digits(speed_up.factor)} times sooner than {reference.label}, {not_within(reference)}"
+    if speed_up.bound != "exact":
+        return ""
+    factor, _, interval = format_ratio(speed_up.factor, speed_up.low, speed_up.high).partition(" ")
+    return f", {factor} times sooner than {reference.label}{interval and f' {interval}'}"
+
+
+def _undecided(comparison: Comparison, target: str) -> str:
+    names = list(comparison.contenders)
+    told = f"{names[0]} from {listed(names[1:], last='or')}"
+    tied = [result for result in comparison.results if result.label in names]
+    medians = [
+        f"more than {format_s(r.censored_s or 0.0)}" if r.median_s is None else format_s(r.median_s) for r in tied
+    ]
+    seeds = plural(comparison.n_seeds, "seed")
+    return f"Cannot tell {told} with {seeds}: their medians to {target} are {listed(medians)}."
+
+
+def _n_seeds(result: PolicyResult) -> str:
+    return plural(result.n_seeds, "seed")
+
+
+def _rank(result: PolicyResult) -> tuple[float | None, float]:
+    return result.median_s, result.restricted_mean_s

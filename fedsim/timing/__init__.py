@@ -1,0 +1,1 @@
+"""The clock: what each device finishes when. SimPy, never torch."""

@@ -1,0 +1,1 @@
+"""The trainer: exactly the work that devices finished. torch, never SimPy."""

@@ -1,0 +1,61 @@
+"""The reference engine: one device at a time, one step at a time. Every other kernel is tested against it.
+
+Source: local SGD as in McMahan et al., arXiv 1602.05629, Algorithm 1 (ClientUpdate), stopped after whole steps and, in
+the step under way, after the layers (from the output) that were reached; momentum and weight decay as in Sutskever et
+al., ICML 2013, in the form v = m v + (g + d x), x = x - learning_rate v.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from fedsim.facts import Contributions
+from fedsim.training.batches import Batches
+from fedsim.training.resident import Resident
+from fedsim.training.settings import Training
+from fedsim.training.state import Tensors, WorkingModel
+
+
+def change(
+    model: WorkingModel,
+    start: Tensors,
+    contributions: Contributions,
+    k: int,
+    data: Resident,
+    batches: Batches,
+    training: Training,
+) -> Tensors:
+    """What contribution `k` changed since `start`, the model it pulled, `[parameter]`; zero in layers it lacks.
+
+    start may be the model's own scratch parameters' source only if the caller loads the model again afterwards.
+    """
+    model.load(start)
+    delta = [torch.zeros_like(p) for p in start]
+    velocity = [torch.zeros_like(p) for p in start]
+    rate = learning_rate(training, int(contributions.version[k]))
+    device, ordinal = int(contributions.device[k]), int(contributions.ordinal[k])
+    n_steps, partial = int(contributions.n_steps[k]), int(contributions.partial_depth[k])
+    depths = [int(contributions.task_depth[k])] * n_steps + ([partial] if partial else [])
+    for step, depth in enumerate(depths):
+        x, labels = data.gather(batches.rows(device, ordinal, step))
+        first = model.first_of(depth)
+        gradients = model.suffix_gradients(x, lambda out, y=labels: functional.cross_entropy(out, y), depth)  # type: ignore[misc]
+        here, moved, v = model.parameters[first:], delta[first:], velocity[first:]
+        with torch.no_grad():
+            if training.weight_decay:
+                torch._foreach_add_(gradients, here, alpha=training.weight_decay)
+            if contributions.update == "accumulate":
+                torch._foreach_add_(moved, gradients, alpha=-rate)
+                continue
+            torch._foreach_mul_(v, training.momentum)
+            torch._foreach_add_(v, gradients)
+            torch._foreach_add_(here, v, alpha=-rate)
+            # Summed on its own: new minus old would cancel to four digits in float32.
+            torch._foreach_add_(moved, v, alpha=-rate)
+    return delta
+
+
+def learning_rate(training: Training, version: int) -> float:
+    """The local learning rate of a task that pulled `version`."""
+    return training.learning_rate * training.learning_rate_decay**version

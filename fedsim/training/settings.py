@@ -1,0 +1,52 @@
+"""How devices train and how the server applies what they send. Parameters only: no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from fedsim.delays import NotNegative, Positive
+
+
+@dataclass(frozen=True)
+class Training:
+    """Local training. A policy's entry may override any of these.
+
+    local_steps: local steps of policies that have that parameter and do not state it.
+    batch_size: rows of a step, or "all" for full-batch gradients. The last, smaller batch of an epoch is kept and
+        charged by its rows.
+    batches: "epochs" draws a fresh permutation for each task, device and epoch; "with_replacement" draws each row anew.
+    learning_rate_decay: the learning rate is multiplied by this for every version of the global model.
+    momentum: starts at zero in each task.
+    engine: "reference" trains one device at a time with the plain loop; "auto" batches cohorts where the result is
+        the same.
+    device: where torch computes; "auto" takes CUDA if there is one.
+    """
+
+    local_steps: Annotated[int, Ge(1)] = 5
+    batch_size: Annotated[int, Ge(1)] | Literal["all"] = 16
+    learning_rate: Positive = 0.1
+    learning_rate_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
+    weight_decay: NotNegative = 0.0
+    batches: Literal["epochs", "with_replacement"] = "epochs"
+    dtype: Literal["float32", "float64"] = "float32"
+    engine: Literal["auto", "reference"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """What the server does with the weighted sum of changes (Reddi et al., arXiv 2003.00295, Algorithm 2).
+
+    sgd: velocity = momentum * velocity + sum; model += learning_rate * velocity. adam: FedAdam without bias correction,
+    `adaptivity` being tau. A layer whose weights are all zero is skipped, its state included.
+    """
+
+    kind: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive = 1.0
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
+    second_momentum: Annotated[float, Ge(0), Lt(1)] = 0.99
+    adaptivity: Positive = 1e-3

@@ -1,0 +1,113 @@
+"""The report in a real browser, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedsim.dashboard.report import write_report
+from fedsim.statistics.reading import read_scenario
+from tests.run_folders import climb, write_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="no browser driver: playwright is not installed")
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+HOSTILE = "<script>window.harm = 1</script><img src=x onerror='window.harm = 1'>"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with sync_api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    # The seventh kind is drawn in ink, black or white: its colour must follow the page.
+    labels = ["fedavg", "stsyn(k=15)", HOSTILE, "salf", "k_sync", "fedpmt", "drop"]
+    for position, label in enumerate(labels):
+        for seed in range(3):
+            write_run(folder, label, seed, climb(20 + 4 * position + seed), kind=label, position=position)
+    return write_report(folder, read_scenario(folder)).as_uri()
+
+
+@pytest.fixture
+def visit(browser, address) -> Iterator:
+    """Open the page offline in a window of that size and scheme; complaints gather in `page.complaints`."""
+    contexts = []
+
+    def open_page(width: int = 1200, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.complaints = []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("requestfailed", lambda request: page.complaints.append(request.url))
+        page.goto(address)
+        page.locator("#layer_contributors .xtick").first.wait_for()  # drawn last
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def test_the_page_opens_offline_without_a_complaint(visit):
+    page = visit()
+    assert page.locator(".plot .main-svg").count() >= 4
+    assert page.complaints == []
+
+
+def test_a_hostile_name_is_shown_and_does_nothing(visit):
+    page = visit()
+    assert page.evaluate("window.harm") is None
+    assert page.locator("fieldset").first.get_by_text(HOSTILE).is_visible()
+    assert page.locator("main img").count() == 0
+
+
+def test_the_legend_takes_a_policy_off_the_figure_by_keyboard(visit):
+    page = visit()
+    lines = page.locator("#accuracy_over_time .scatterlayer .trace")
+    before = lines.count()
+    page.locator("fieldset input").first.focus()
+    page.keyboard.press("Space")
+    sync_api.expect(lines).to_have_count(before - 3)  # the line and both edges of its band
+    assert page.complaints == []
+
+
+def test_the_page_does_not_scroll_sideways(visit):
+    page = visit(400)
+    for width in (400, 1200, 1600):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_page_and_figures_follow_the_scheme_as_it_changes(visit):
+    """Text, ticks, and the line of the policy whose hue is ink."""
+    page = visit(scheme="dark")
+    for scheme, ink in [("dark", "rgb(236, 236, 236)"), ("light", "rgb(27, 27, 27)"), ("dark", "rgb(236, 236, 236)")]:
+        page.emulate_media(color_scheme=scheme)
+        sync_api.expect(page.locator("body")).to_have_css("color", ink)
+        sync_api.expect(page.locator("#round_times .xtick text").first).to_have_css("fill", ink)
+        sync_api.expect(page.locator("#accuracy_over_time path.js-line").last).to_have_css("stroke", ink)
+
+
+def test_the_data_of_a_figure_can_be_saved(visit, tmp_path):
+    page = visit()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="data (CSV)").first.click()
+    assert download.value.suggested_filename == "accuracy_over_time.csv"
+    download.value.save_as(tmp_path / "data.csv")
+    assert (tmp_path / "data.csv").read_text().startswith("policy,time_s,accuracy,low,high,n_seeds\n")

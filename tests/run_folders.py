@@ -1,0 +1,121 @@
+"""Small run folders made by hand, for tests of what reads them.
+
+Curves and rounds are given as plain numbers, so that a test can state what must come out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+GRID_STEP_S = 10.0
+LAYERS = ("input", "output")
+
+
+def write_run(
+    scenario_folder: Path,
+    label: str,
+    seed: int,
+    accuracy: Sequence[float],
+    *,
+    kind: str = "fedavg",
+    position: int = 0,
+    targets: Sequence[float] = (0.9,),
+    sustain_s: float | None = 20.0,
+    grid_step_s: float | None = GRID_STEP_S,
+    round_s: Sequence[float] = (1.0, 2.0, 4.0),
+    n_contributors: Sequence[int] = (2, 4),
+    outcome: str = "finished",
+    with_tasks: bool = False,
+) -> Path:
+    """A finished run: `accuracy[i]` evaluated at i * grid_step_s (10 s), rounds of `round_s`, two layers.
+
+    Each round uploads 100 bytes, downloads 300, spends 1,000 FLOPs and uses 750 of them; by evaluation i there were
+    i * 100 bytes up.
+    """
+    folder = scenario_folder / f"policy-{position}" / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    step_s = grid_step_s or GRID_STEP_S
+    end_s = pd.Series(round_s, dtype="float64").cumsum()
+    n_rounds, n_points = len(round_s), len(accuracy)
+    rounds = {"round": range(n_rounds), "start_s": end_s - pd.Series(round_s, dtype="float64"), "end_s": end_s}
+    rounds |= {"version": range(1, n_rounds + 1), "n_sent": 4, "n_contributions": n_contributors[-1]}
+    rounds |= {"uploaded_bytes": 100, "downloaded_bytes": 300, "device_flops": 1000.0, "used_flops": 750.0}
+    layers = [
+        {"round": r, "layer": layer, "n_contributors": n, "weight_sum": 1.0}
+        for r in range(n_rounds)
+        for layer, n in enumerate(n_contributors)
+    ]
+    points = pd.Series(range(n_points), dtype="float64")
+    evaluations = {"time_s": points * step_s, "version": range(n_points), "round": range(n_points)}
+    evaluations |= {"accuracy": list(map(float, accuracy)), "loss": 1.0, "uploaded_bytes": points * 100}
+    evaluations |= {"downloaded_bytes": points * 300, "device_flops": points * 1000}
+    tables = {
+        "rounds": pd.DataFrame(rounds),
+        "layers": pd.DataFrame(layers, columns=["round", "layer", "n_contributors", "weight_sum"]),
+        "evaluations": pd.DataFrame(evaluations),
+    }
+    if with_tasks:
+        tables["tasks"] = _tasks()
+    for name, table in tables.items():
+        table.to_parquet(folder / f"{name}.parquet")
+    simulated_s = max(float(end_s.iloc[-1]) if n_rounds else 0.0, (n_points - 1) * step_s)
+    manifest = _manifest(scenario_folder.name, label, kind, seed, position, targets, grid_step_s, sustain_s)
+    manifest["outcome"] = {"kind": outcome, "reason": "", "round": n_rounds, "simulated_s": simulated_s}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def climb(reached_at: int | None, n_points: int = 61, target: float = 0.9) -> list[float]:
+    """An accuracy that rises in a straight line to `target` at evaluation `reached_at` and stays; None: halfway only."""
+    if reached_at is None:
+        return [target / 2 * i / n_points for i in range(n_points)]
+    return [target * min(1.0, i / reached_at) if reached_at else target for i in range(n_points)]
+
+
+def _tasks() -> pd.DataFrame:
+    """Two tasks that were used and one that was dropped: phases of 1, 4 and 2 s, and of 1, 8 and 2 s."""
+    return pd.DataFrame(
+        {
+            "device": [0, 1, 2],
+            "outcome": ["used", "used", "dropped"],
+            "sent_s": [0.0, 0.0, 0.0],
+            "downloaded_s": [1.0, 1.0, 1.0],
+            "computed_s": [5.0, 9.0, 99.0],
+            "arrived_s": [7.0, 11.0, float("nan")],
+        }
+    )
+
+
+def _manifest(
+    scenario: str,
+    label: str,
+    kind: str,
+    seed: int,
+    position: int,
+    targets: Sequence[float],
+    grid_step_s: float | None,
+    sustain_s: float | None,
+) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "scenario": {
+            "name": scenario,
+            "fleet": {"n_devices": 4},
+            "stop": {"simulated_s": 600.0, "n_rounds": None},
+            "evaluation": {"targets": list(targets), "sustain_s": sustain_s, "every_s": grid_step_s, "n_points": 60},
+        },
+        "policy": {"kind": kind, "label": label, "parameters": {}},
+        "seed": seed,
+        "seeds": {"init": seed, "data": seed, "fleet": seed, "clock": seed},
+        "grid_step_s": grid_step_s,
+        "sustain_s": sustain_s,
+        "layers": [{"name": name, "n_parameters": 10, "parameter_bytes": 40} for name in LAYERS],
+        "versions": {"fedsim": "0.1.0"},
+        "machine": {"n_cores": 2},
+        "position": position,
+    }
