@@ -61,7 +61,7 @@ def report(name: str, runs: Sequence[Run], left_out: Sequence[str] = ()) -> str:
     drawings = {key: d for key, d in _drawings(runs, looks).items() if d is not None}
     opening = _heading(name) + paragraph(_answer(runs, first), "answer")
     opening += tables.results_table(runs, comparisons, first, looks)
-    opening += _figure(curve, looks) if curve else ""
+    opening += _uneven_ends(runs) + (_figure(curve, looks) if curve else "")
     drawn = [curve, *drawings.values()] if curve else list(drawings.values())
     return page(
         title=f"{name} · fedsim report",
@@ -106,7 +106,7 @@ def _curve(runs: Sequence[Run], looks: Styles) -> _Drawing | None:
         return None
     targets = sorted({target for run in runs for target in run.targets})
     figure = figures.accuracy_over_time(frame, looks, targets)
-    caption = f"Each line holds the accuracy of the last evaluation, {_band(frame)}; targets are dotted."
+    caption = f"Each line holds the accuracy of the last evaluation, {_band(frame)}. A line ends where the first of its seeds ends."
     return _Drawing("accuracy_over_time", findings.accuracy_over_time(frame), caption, figure, frame)
 
 
@@ -171,6 +171,15 @@ def _answer(runs: Sequence[Run], first: Comparison | None) -> str:
     if all(run.evaluations.empty for run in runs):
         return sentences.NOTHING_TRAINED
     return sentences.NO_TARGET
+
+
+def _uneven_ends(runs: Sequence[Run]) -> str:
+    """A warning where runs ended at different times (a target reached, a number of rounds); else nothing."""
+    ends_s = [run.simulated_s for run in runs]
+    if format_s(min(ends_s)) == format_s(max(ends_s)):
+        return ""
+    span = f"between {format_s(min(ends_s))} and {format_s(max(ends_s))}"
+    return paragraph(f"Runs ended {span}: final accuracy, bytes and FLOPs are those of each run's own end.", "note")
 
 
 def _certainty(runs: Sequence[Run], looks: Styles, comparisons: Sequence[Comparison]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def gradients(layers: Layers, rows: Rows) -> Layers:
 
 def step_shares(widths: tuple[int, ...]) -> list[float]:
     """Share of a full step after which depth 1, 2, ... is done; the forward pass comes first."""
-    f = [n_in * n_out for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)]
+    f = [n_in * n_out for n_in, n_out in pairwise(widths)]
     done, seconds = [], float(sum(f))
     for i in reversed(range(len(f))):
         done.append(seconds + f[i])  # this layer's weights; the gradient for the layer before it comes after
@@ -202,8 +203,7 @@ def salf(world: World, deadline_s: float, *, deadline_on: str, diluted: bool) ->
                 stopped_s = done_s if depth == full or deadline_on == "arrival" else deadline_s
                 arrival[d] = stopped_s + upload_s
     if deadline_on == "arrival":
-        is_all = all(d in depths and depths[d] == [full] for d in range(world.n_devices))
-        length_s = max(arrival.values()) if is_all else deadline_s
+        length_s = max(arrival.values()) if len(arrival) == world.n_devices else deadline_s
     else:
         through_s = max(world.steps_end_s(d, 1) for d in range(world.n_devices))
         length_s = max(min(deadline_s, through_s), *arrival.values())
@@ -236,10 +236,9 @@ def local_change(world: World, layers: Layers, device: int, depths: list[int], v
     for depth in depths:
         found = gradients(here, world.shards[device])
         for i in range(world.n_layers - depth, world.n_layers):
-            for tensor, velocity, gradient in zip(here[i], v[i], found[i], strict=True):
-                velocity *= world.momentum
-                velocity += gradient + world.weight_decay * tensor
-                tensor -= rate * velocity
+            for j in (0, 1):  # weight, bias
+                v[i][j][...] = world.momentum * v[i][j] + found[i][j] + world.weight_decay * here[i][j]
+                here[i][j][...] -= rate * v[i][j]
     return [
         (new[0] - old[0], new[1] - old[1]) if i >= world.n_layers - depths[0] else (0 * old[0], 0 * old[1])
         for i, (new, old) in enumerate(zip(here, layers, strict=True))

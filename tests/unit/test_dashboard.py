@@ -151,6 +151,13 @@ def test_the_legend_names_every_policy_in_every_figure(page):
     assert boxes == ["fedavg", "stsyn(k=15)", HOSTILE] * 4
 
 
+def test_runs_that_ended_at_different_times_are_said_to(runs, page, tmp_path):
+    assert "Runs ended between" not in page.words
+    write_run(tmp_path / "demo", "salf", 0, climb(2, n_points=7), position=3)
+    words = Page(report("demo", read_scenario(tmp_path / "demo"))).words
+    assert "Runs ended between 60 s and 600 s: final accuracy" in words
+
+
 def test_an_unfinished_run_is_named_on_the_page(runs, tmp_path):
     (tmp_path / "demo" / "policy-0" / "seed-7").mkdir()
     assert "policy-0/seed-7: no manifest.json" in Page(write_report(tmp_path / "demo", runs).read_text()).words

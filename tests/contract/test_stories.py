@@ -1,0 +1,383 @@
+"""One story, two servers: the fake one of a few plain loops and the one on SimPy tell it to the same end.
+
+Each story is a policy in ten lines of the server's verbs. All durations are multiples of 1/8 s, so clock readings are
+exact and equality is asked for bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim import weights
+from fedsim.facts import Contributions, Jobs, Task
+from fedsim.policies.drop_stragglers import DropStragglers
+from fedsim.policies.fedavg import FedAvg
+from fedsim.policies.fedpmt import FedPMT
+from fedsim.policies.k_sync import KSync
+from fedsim.policies.salf import Salf
+from fedsim.policies.stsyn import STSyn
+from fedsim.protocols import arrivals, elapsed, steps, total_steps
+from tests.fakes import FakeLearner, FakeServer, RealServer
+
+BOTH = pytest.mark.parametrize("kind_of_server", [FakeServer, RealServer])
+
+
+@dataclass(frozen=True)
+class Story:
+    """A policy that is only its story."""
+
+    tell: Callable
+
+    def rounds(self, server):
+        return self.tell(server)
+
+
+def k_sync(server, k=2):
+    while True:
+        jobs = server.send(server.sample(), Task(n_steps=1, update="accumulate"))
+        yield from server.wait(jobs, arrivals(k))
+        arrived = server.take(jobs)
+        server.cancel(jobs)
+        server.aggregate(arrived, weights.mean(arrived))
+
+
+def k_batch_sync(server, k=4):
+    while True:
+        jobs = server.send(server.sample(), Task(n_steps=None, update="accumulate"))
+        yield from server.wait(jobs, total_steps(k))
+        server.stop(jobs)
+        arrived = yield from server.collect(jobs)
+        per_gradient = np.full((len(arrived), server.n_layers), 1 / arrived.n_steps.sum())
+        server.aggregate(arrived, per_gradient)
+
+
+def stsyn(server, k=2, local_steps=2):
+    while True:
+        jobs = server.send(server.sample(), Task(n_steps=None))
+        yield from server.wait(jobs, steps(n_jobs=k, n_steps=local_steps))
+        server.stop(jobs)
+        arrived = yield from server.collect(jobs)
+        arrived = arrived.with_steps(at_least=1)
+        server.aggregate(arrived, weights.mean(arrived))
+
+
+def salf(server, deadline_s=1.25):
+    while True:
+        jobs = server.send(server.sample(), Task(n_steps=1, unit="layer"))
+        yield from server.wait(jobs, elapsed(deadline_s))
+        server.stop(jobs)
+        reached = yield from server.collect(jobs)
+        server.aggregate(reached, weights.layer_mean(reached))
+
+
+def over_selection(server, n_wanted=2):
+    while True:
+        jobs = server.send(server.sample(), Task(n_steps=2))
+        yield from server.wait(jobs, arrivals(n_wanted))
+        arrived = server.take(jobs)
+        server.cancel(jobs)
+        server.aggregate(arrived, weights.mean(arrived, "n_samples"))
+
+
+def replaced(jobs, arrived, sent):
+    """The jobs that are still under way, and those just sent."""
+    return Jobs.concatenate([jobs.where(~np.isin(jobs.device, arrived.device)), sent])
+
+
+def fedasync(server, mixing=0.5):
+    task = Task(n_steps=2)
+    jobs = server.send(server.sample(), task)
+    while True:
+        yield from server.wait(jobs, arrivals(1))
+        arrived = server.take(jobs)
+        server.aggregate(arrived, mixing * weights.mean(arrived), base="from_now")
+        jobs = replaced(jobs, arrived, server.send(arrived.device, task))
+
+
+def fedbuff(server, buffer_size=2):
+    task, buffer = Task(n_steps=1), []
+    jobs = server.send(server.sample(), task)
+    while True:
+        yield from server.wait(jobs, arrivals(1))
+        arrived = server.take(jobs)
+        buffer.append(arrived)
+        if sum(len(each) for each in buffer) >= buffer_size:
+            full, buffer = Contributions.concatenate(buffer), []
+            staleness = server.version - full.version
+            server.aggregate(full, weights.mean(full) / np.sqrt(1 + staleness)[:, None])
+        jobs = replaced(jobs, arrived, server.send(arrived.device, task))
+
+
+STORIES = [k_sync, k_batch_sync, stsyn, salf, over_selection, fedasync, fedbuff]
+SHIPPED = [
+    FedAvg(local_steps=2),
+    FedAvg(local_steps=1, n_sampled=2, over_selected=1),
+    DropStragglers(deadline_s=2.0, local_steps=1),
+    DropStragglers(deadline_s=2.0, local_steps=1, dilute=True, wait_out=True),
+    KSync(k=2),
+    STSyn(k=2, local_steps=2),
+    STSyn(k=1, local_steps=2, cap_factor=1.5, drop_most_updated=True),
+    Salf(deadline_s=1.25),
+    Salf(deadline_s=1.25, deadline_on="arrival", p_l="estimated"),
+    Salf(deadline_s=1.25, rule="inverse_probability", wait_out=True),
+    FedPMT(budget_s=2.0, local_steps=2),
+    FedPMT(depths=(3, 0, 1), local_steps=1, dilute=True),
+]
+
+
+def told(kind_of_server, policy, step_s, *, slope=None, curvature=0.5, **settings):
+    """All that a story leaves behind: its end, the rounds' ends, what the learner was asked, what became of each job."""
+    slope = list(range(1, len(step_s) + 1)) if slope is None else slope
+    learner = FakeLearner(slope, learning_rate=0.5, curvature=curvature)
+    server = kind_of_server(learner, step_s, **settings)
+    kind = server.play(policy)
+    return kind, server.now_s, server.ends_s, learner.requests, sorted(server.outcomes)
+
+
+@pytest.mark.parametrize("upload_s", [0.0, 0.25])
+@pytest.mark.parametrize("policy", [*map(Story, STORIES), *SHIPPED], ids=lambda p: getattr(p, "tell", p).__class__.__name__)
+def test_both_servers_tell_the_same_story(policy, upload_s):
+    fleet = {"step_s": [1.0, 1.5, 3.25], "n_samples": [10, 20, 30], "upload_s": upload_s, "n_rounds": 8, "horizon_s": 40.0}
+    real, fake = told(RealServer, policy, **fleet), told(FakeServer, policy, **fleet)
+    assert real == fake
+    assert len(real[3]) > 2, "the story closed too few rounds to say anything"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    story=st.sampled_from(STORIES),
+    eighths=st.lists(st.integers(1, 40), min_size=2, max_size=5),
+    upload_eighths=st.integers(0, 8),
+    horizon_eighths=st.integers(1, 100),
+)
+def test_both_servers_tell_the_same_story_for_any_fleet(story, eighths, upload_eighths, horizon_eighths):
+    """Small multiples of 1/8 s make devices tie all the time."""
+    fleet = {
+        "step_s": [e / 8 for e in eighths],
+        "upload_s": upload_eighths / 8,
+        "horizon_s": horizon_eighths / 8,
+        "n_rounds": 12,
+    }
+    assert told(RealServer, Story(story), **fleet) == told(FakeServer, Story(story), **fleet)
+
+
+# ---- by hand --------------------------------------------------------------------------------------------------------
+
+
+def rounds_of(kind_of_server, story, step_s, **settings):
+    """(end, devices, steps, versions, model) of each round; all layers are alike, so one number is the model."""
+    _, _, ends_s, requests, _ = told(kind_of_server, Story(story), step_s, curvature=0.0, **settings)
+    return [
+        (end_s, devices, n_steps, versions, model[0])
+        for end_s, (devices, n_steps, _, versions, _, _, model) in zip(ends_s, requests, strict=True)
+    ]
+
+
+@BOTH
+def test_k_sync_averages_one_gradient_of_each_of_the_two_fastest(kind_of_server):
+    """Gradients 1, 2, 6 and learning rate 0.5: each round lasts 1.5 s and moves the model by -0.5 (1 + 2) / 2."""
+    found = rounds_of(kind_of_server, k_sync, [1.0, 1.5, 4.0], slope=[1, 2, 6], n_rounds=2)
+    assert found == [(1.5, [0, 1], [1, 1], [0, 0], -0.75), (3.0, [0, 1], [1, 1], [1, 1], -1.5)]
+
+
+@BOTH
+def test_k_batch_sync_takes_the_first_four_gradients_whoever_computes_them(kind_of_server):
+    """Steps end at 1, 1.5, 2, 3, 3 (a tie), ...: four are there at 3 s, and then five. Gradients 3 x 1 + 2 x 2."""
+    found = rounds_of(kind_of_server, k_batch_sync, [1.0, 1.5, 4.0], slope=[1, 2, 6], n_rounds=1)
+    assert found == [(3.0, [0, 1], [3, 2], [0, 0], pytest.approx(-0.5 * 7 / 5, rel=1e-15))]
+
+
+@BOTH
+def test_stsyn_lets_the_fastest_run_on_until_the_second_has_two_steps(kind_of_server):
+    """Device 1 has two steps at 3 s; by then device 0 has three and device 2 none: -0.5 (3 x 1 + 2 x 2) / 2."""
+    found = rounds_of(kind_of_server, stsyn, [1.0, 1.5, 4.0], slope=[1, 2, 6], n_rounds=2)
+    assert found == [(3.0, [0, 1], [3, 2], [0, 0], -1.75), (6.0, [0, 1], [3, 2], [1, 1], -3.5)]
+
+
+@BOTH
+def test_salf_averages_each_layer_over_those_who_reached_it(kind_of_server):
+    """A third of a step per layer. By 1.5 s device 0 is through, 1 has two layers, 2 has one (ends 0.5, 1.0 and 1.5 s).
+
+    Output layer: -0.5 (1 + 2 + 6) / 3; middle: -0.5 (1 + 2) / 2; input: -0.5 x 1.
+    """
+    learner = FakeLearner([1, 2, 6], learning_rate=0.5)
+    server = kind_of_server(learner, [1.5, 2.25, 4.5], n_rounds=1)
+    server.play(Story(partial(salf, deadline_s=1.5)))
+    devices, _, depths, *_, model = learner.requests[0]
+    assert (devices, depths) == ([0, 1, 2], [3, 2, 1])
+    assert model == pytest.approx([-0.5, -0.75, -1.5], rel=1e-15)
+
+
+@BOTH
+def test_fedasync_mixes_the_arrivals_model_into_the_model_of_now(kind_of_server):
+    """Two steps, rate 0.5, mixing 0.5. At 2 s device 0 brings -1: the model is -0.5, and device 0 pulls it.
+
+    At 3 s device 1 brings 0 - 2 = -2, from version 0: -0.5 + 0.5 (-2 + 0.5) = -1.25. At 4 s device 0 brings -0.5 - 1 =
+    -1.5, from version 1: -1.25 + 0.5 (-1.5 + 1.25) = -1.375.
+    """
+    found = rounds_of(kind_of_server, fedasync, [1.0, 1.5], slope=[1, 2], n_rounds=3)
+    assert found == [(2.0, [0], [2], [0], -0.5), (3.0, [1], [2], [0], -1.25), (4.0, [0], [2], [1], -1.375)]
+
+
+@BOTH
+def test_fedbuff_waits_for_two_and_halves_what_is_three_versions_stale(kind_of_server):
+    """Device 0 takes 1 s, device 1 takes 7.5 s, steps of -0.5 x 1 and -0.5 x 8.
+
+    The buffer is full at 2, 4 and 6 s (device 0 twice; its second task was sent before the version grew, except at the
+    start of each pair). At 7 s device 0 lies in it (version 3), at 7.5 s device 1 joins, 3 versions old: it counts
+    1 / sqrt(1 + 3). The model is then -1.5 + (-0.5 + 0.5 x -4) / 2.
+    """
+    found = rounds_of(kind_of_server, fedbuff, [1.0, 7.5], slope=[1, 8], n_rounds=4)
+    assert [(end_s, devices, versions) for end_s, devices, _, versions, _ in found] == [
+        (2.0, [0, 0], [0, 0]),
+        (4.0, [0, 0], [1, 1]),
+        (6.0, [0, 0], [2, 2]),
+        (7.5, [0, 1], [3, 0]),
+    ]
+    assert found[-1][-1] == -2.75
+
+
+# ---- what a server refuses, and how a story ends ---------------------------------------------------------------------
+
+
+@BOTH
+def test_a_busy_device_refuses_a_second_task(kind_of_server):
+    def impatient(server):
+        server.send(np.array([1]), Task())
+        with pytest.raises(ValueError, match="device 1 is busy"):
+            server.send(server.sample(idle_only=False), Task())
+        assert server.sample().tolist() == [0, 2]
+        yield from ()
+
+    assert told(kind_of_server, Story(impatient), [1.0, 1.0, 1.0])[0] == "finished"
+
+
+@BOTH
+def test_a_cancelled_device_is_idle_at_once(kind_of_server):
+    def fickle(server):
+        jobs = server.send(server.sample(), Task())
+        server.cancel(jobs)
+        assert server.sample().tolist() == [0, 1]
+        server.send(server.sample(), Task())
+        yield from ()
+
+    *_, outcomes = told(kind_of_server, Story(fickle), [1.0, 2.0])
+    assert outcomes == [(0, 0, 0, "cancelled"), (0, 1, 0, "open"), (1, 0, 0, "cancelled"), (1, 1, 0, "open")]
+
+
+def waits_for(condition, task=Task()):  # noqa: B008  a task is frozen
+    def story(server):
+        jobs = server.send(server.sample(), task)
+        yield from server.wait(jobs, condition)
+
+    return Story(story)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "condition",
+    [arrivals(3), steps(n_jobs=3, n_steps=1), steps(n_jobs=1, n_steps=2), total_steps(3), arrivals(3) | total_steps(9)],
+)
+def test_a_wait_that_nothing_under_way_can_satisfy_stalls(kind_of_server, condition):
+    """Two devices, one step each."""
+    assert told(kind_of_server, waits_for(condition), [1.0, 2.0])[:2] == ("stalled", 0.0)
+
+
+@BOTH
+def test_waiting_for_arrivals_of_devices_that_nobody_stops_stalls(kind_of_server):
+    assert told(kind_of_server, waits_for(arrivals(1), Task(n_steps=None)), [1.0])[0] == "stalled"
+
+
+@BOTH
+def test_collecting_from_a_device_that_was_never_told_to_stop_stalls(kind_of_server):
+    def story(server):
+        jobs = server.send(server.sample(), Task(n_steps=None))
+        yield from server.wait(jobs, elapsed(5.0))
+        yield from server.collect(jobs)
+
+    assert told(kind_of_server, Story(story), [1.0])[:2] == ("stalled", 5.0)
+
+
+@BOTH
+def test_a_loop_in_which_no_time_passes_stalls(kind_of_server):
+    def restless(server):
+        while True:
+            server.cancel(server.send(server.sample(), Task()))
+            yield from ()
+
+    assert told(kind_of_server, Story(restless), [1.0])[:2] == ("stalled", 0.0)
+
+
+@BOTH
+def test_the_horizon_ends_a_wait_that_would_outlast_it_and_nothing_else(kind_of_server):
+    kind, now_s, ends_s, *_ = told(kind_of_server, Story(partial(k_sync, k=1)), [1.0, 5.0], horizon_s=3.0)
+    assert (kind, now_s, ends_s) == ("finished", 3.0, [1.0, 2.0, 3.0])
+    kind, now_s, ends_s, *_ = told(kind_of_server, Story(partial(k_sync, k=2)), [1.0, 5.0], horizon_s=7.0)
+    assert (kind, now_s, ends_s) == ("finished", 7.0, [5.0])
+
+
+@BOTH
+def test_the_run_ends_with_its_last_round(kind_of_server):
+    kind, now_s, ends_s, requests, _ = told(kind_of_server, Story(k_sync), [1.0, 2.0], n_rounds=3)
+    assert (kind, now_s, len(ends_s), len(requests)) == ("finished", 6.0, 3, 3)
+
+
+@BOTH
+def test_a_model_that_is_no_longer_finite_ends_the_run(kind_of_server):
+    kind, _, ends_s, *_ = told(kind_of_server, Story(k_sync), [1.0, 2.0], slope=[1.0, 1e400])
+    assert (kind, ends_s) == ("diverged", [2.0])
+
+
+@BOTH
+def test_what_was_taken_and_not_aggregated_is_dropped(kind_of_server):
+    """Everybody is taken; device 1 is left out, device 2 gets only zero weights."""
+
+    def story(server):
+        jobs = server.send(server.sample(), Task())
+        arrived = yield from server.collect(jobs)
+        some = arrived.where(arrived.device != 1)
+        server.aggregate(some, weights.mean(some) * (some.device != 2)[:, None])
+        yield from server.collect(server.send(server.sample(), Task()))  # and never aggregated
+
+    *_, outcomes = told(kind_of_server, Story(story), [1.0, 1.0, 2.0])
+    assert outcomes == [
+        (0, 0, 0, "used"), (0, 1, 1, "dropped"),
+        (1, 0, 0, "dropped"), (1, 1, 1, "dropped"),
+        (2, 0, 0, "dropped"), (2, 1, 1, "dropped"),
+    ]  # fmt: skip
+
+
+@BOTH
+def test_an_empty_round_closes_and_leaves_the_version(kind_of_server):
+    def story(server):
+        jobs = server.send(server.sample(), Task())
+        yield from server.wait(jobs, elapsed(0.5))
+        nobody = server.take(jobs)
+        assert len(nobody) == 0
+        report = server.aggregate(nobody, weights.layer_mean(nobody))
+        assert (report.version, server.version) == (0, 0)
+
+    _, _, ends_s, requests, outcomes = told(kind_of_server, Story(story), [1.0])
+    assert ends_s == [0.5]
+    assert requests[0][-1] == [0.0, 0.0, 0.0]
+    assert outcomes == [(0, 0, 1, "open")]
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(1, 3), (2, 2), (3, 2), (6,)])
+def test_a_weight_table_of_another_shape_is_refused(kind_of_server, shape):
+    """Two contributions and three layers need [2, 3]."""
+
+    def story(server):
+        arrived = yield from server.collect(server.send(server.sample(), Task()))
+        with pytest.raises(ValueError, match="weights are"):
+            server.aggregate(arrived, np.ones(shape))
+
+    assert told(kind_of_server, Story(story), [1.0, 1.0])[0] == "finished"
