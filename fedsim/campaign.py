@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, TypeVar
 
 from fedsim import records
 from fedsim.protocols import Policy
 from fedsim.records import Progress
-from fedsim.run import fingerprint, simulate
+from fedsim.run import check, fingerprint, simulate
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.read import LoadedScenario
 from fedsim.scenario.schema import SeedSet
 
+T = TypeVar("T")
 Tell = Callable[[str, int, Progress], None]
 """Called with (policy label, seed, how far that run is)."""
 
@@ -44,7 +45,13 @@ def pairs(loaded: LoadedScenario, out: Path | str) -> list[Pair]:
 
 
 def run_pairs(loaded: LoadedScenario, todo: Sequence[Pair], *, n_jobs: int = 1, tell: Tell | None = None) -> None:
-    """Run these; each becomes a run folder as soon as it is finished. n_jobs: processes, one torch thread each."""
+    """Run these; each becomes a run folder as soon as it is finished. n_jobs: processes, one torch thread each.
+
+    Everything is checked before the first of them starts. Raises ScenarioError.
+    """
+    if not todo:
+        return
+    check(loaded, _distinct(pair.contender for pair in todo), _distinct(pair.seeds for pair in todo))
     if n_jobs == 1 or len(todo) < 2:
         for pair in todo:
             _run_pair(loaded, pair, tell)
@@ -81,6 +88,15 @@ def run(
     loaded = scenario if policies is None else scenario.with_policies(policies)
     run_pairs(loaded, [pair for pair in pairs(loaded, out) if again or not pair.is_done], n_jobs=n_jobs)
     return Path(out) / loaded.scenario.name
+
+
+def _distinct(items: Iterable[T]) -> list[T]:
+    """Without repetitions, in the order given."""
+    found: list[T] = []
+    for item in items:
+        if item not in found:
+            found.append(item)
+    return found
 
 
 def _run_pair(loaded: LoadedScenario, pair: Pair, tell: Tell | None) -> None:

@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which straggler policy reaches my accuracy soonest?",
 )
-out_console = Console(soft_wrap=not sys.stdout.isatty())
+out_console = Console(width=None if sys.stdout.isatty() else 100)
 error_console = Console(stderr=True, soft_wrap=True)
 
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (YAML).")]
@@ -96,7 +96,7 @@ def list_shelves(as_json: Json = False) -> None:
     for shelf, kinds in shelves.items():
         out_console.print(f"[bold]{shelf}[/bold]")
         for kind, line in kinds.items():
-            out_console.print(f"  {kind:<16} {escape(line)}", highlight=False)
+            out_console.print(f"  {kind:<16} {escape(line)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -157,8 +157,8 @@ def _conclude(folder: Path, run_folders: list[Path] | None) -> None:
     if runs:
         table, sentence = ending(runs)
         out_console.print(table)
-        out_console.print(f"\n{escape(sentence)}", highlight=False)
-    out_console.print(f"Report: {escape(str(path))}", highlight=False)
+        out_console.print(f"\n{escape(sentence)}", highlight=False, soft_wrap=True)
+    out_console.print(f"Report: {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

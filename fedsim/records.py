@@ -199,11 +199,18 @@ class RunBook:
 
 
 _OUTCOME = {"taken": "dropped", "cancelled": "cancelled", "empty": "empty", "open": "open"}
-_ROUNDS = {"round": "i8", "start_s": "f8", "end_s": "f8", "version": "i8", "n_sent": "i8", "n_contributions": "i8"} | dict.fromkeys(
-    (*_COSTS, "used_flops", "computed_flops"), "f8"
-)
+_ROUNDS = {
+    "round": "i8",
+    "start_s": "f8",
+    "end_s": "f8",
+    "version": "i8",
+    "n_sent": "i8",
+    "n_contributions": "i8",
+} | dict.fromkeys((*_COSTS, "used_flops", "computed_flops"), "f8")
 _LAYERS = {"round": "i8", "layer": "i8", "n_contributors": "i8", "weight_sum": "f8"}
-_EVALUATIONS = {"time_s": "f8", "version": "i8", "round": "i8", "accuracy": "f8", "loss": "f8"} | dict.fromkeys(_COSTS, "f8")
+_EVALUATIONS = {"time_s": "f8", "version": "i8", "round": "i8", "accuracy": "f8", "loss": "f8"} | dict.fromkeys(
+    _COSTS, "f8"
+)
 _TASKS = dict.fromkeys((f.name for f in fields(ClosedJobs)), "f8") | dict.fromkeys(
     ("device", "ordinal", "version", "n_steps", "depth"), "i8"
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -47,7 +47,7 @@ def simulate(
     """Play one policy's story to its end. Raises ScenarioError on bad input."""
     scenario = loaded.scenario
     with _located(loaded, contender):
-        world = World.of(loaded, contender, seeds)
+        world = World.of(loaded, seeds).planned_for(contender)
         world.refuse_problems(contender)
         learner = world.learner(loaded, contender, seeds)
     book = RunBook(
@@ -81,8 +81,8 @@ class World:
     weather: Weather
 
     @classmethod
-    def of(cls, loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> World:
-        """Raises BadInput for data, partitions and models that do not fit."""
+    def of(cls, loaded: LoadedScenario, seeds: SeedSet) -> World:
+        """The same for every policy. Raises BadInput for data, partitions and models that do not fit."""
         scenario, settings = loaded.scenario, loaded.scenario.data
         n = scenario.fleet.n_devices
         data = loaded.data.load(None if settings.data_dir is None else Path(settings.data_dir), seeds.of("data"))
@@ -102,8 +102,12 @@ class World:
         )
         if scenario.evaluation.n_rows is not None:
             dealt = replace(dealt, data=with_subset_first(dealt.data, seeds.of("data")))
-        plan = plan_of(dealt.samples, contender.training.batch_size, contender.training.batches)
-        return cls(dealt, shape, replace(weather, plan=plan))
+        return cls(dealt, shape, weather)
+
+    def planned_for(self, contender: Contender) -> World:
+        """With the rows of each local step as this policy's settings have them."""
+        plan = plan_of(self.dealt.samples, contender.training.batch_size, contender.training.batches)
+        return replace(self, weather=replace(self.weather, plan=plan))
 
     def refuse_problems(self, contender: Contender) -> None:
         """Raises BadInput with the first thing that the policy finds wrong with this fleet and model."""
@@ -134,16 +138,21 @@ class World:
         return [{"name": name, "n_parameters": int(n), "parameter_bytes": int(b)} for name, n, b in columns]
 
 
-def check(loaded: LoadedScenario) -> None:
+def check(
+    loaded: LoadedScenario, contenders: Sequence[Contender] | None = None, seed_sets: Sequence[SeedSet] | None = None
+) -> None:
     """Refuse what can be refused before the first event: data, partition, model, and what each policy says.
 
-    Raises ScenarioError.
+    contenders, seed_sets: those of the scenario if left out. Raises ScenarioError.
     """
-    for contender in loaded.contenders:
-        with _located(loaded, contender):
-            world = World.of(loaded, contender, loaded.scenario.seed_sets[0])
-            world.refuse_problems(contender)
-            world.learner(loaded, contender, loaded.scenario.seed_sets[0])
+    contenders = loaded.contenders if contenders is None else contenders
+    for seeds in loaded.scenario.seed_sets if seed_sets is None else seed_sets:
+        with _located(loaded, contenders[0]):
+            world = World.of(loaded, seeds)
+            world.planned_for(contenders[0]).learner(loaded, contenders[0], seeds)
+        for contender in contenders:
+            with _located(loaded, contender):
+                world.planned_for(contender).refuse_problems(contender)
 
 
 @contextmanager

@@ -154,7 +154,9 @@ class FakeServer:
     def reach_probability(self, devices, within_s, *, deadline_on="compute"):
         upload_s = self.upload_s if deadline_on == "arrival" else 0.0
         depths = range(self.n_layers, 0, -1)  # of layers 0, 1, ...
-        reached = [[self.step_s[d] * (depth / self.n_layers) + upload_s <= within_s for depth in depths] for d in devices]
+        reached = [
+            [self.step_s[d] * (depth / self.n_layers) + upload_s <= within_s for depth in depths] for d in devices
+        ]
         return np.array(reached, dtype=float)
 
     # ---- one job ----------------------------------------------------------------------------------------------------
@@ -190,7 +192,8 @@ class FakeServer:
             reached_s = self.step_s[job.device] * (depth / self.n_layers)
             if reached_s + self.upload_s <= within_s:
                 whole = depth == job.depth
-                return self._finish(job, reached_s, int(whole), 0 if whole else depth)
+                self._finish(job, reached_s, int(whole), 0 if whole else depth)
+                break
 
     def _jobs(self, jobs):
         """Those still under way, by device."""
@@ -218,9 +221,11 @@ class FakeServer:
     def send(self, devices, task):
         self._verb()
         sent = []
-        for i, device in enumerate(np.asarray(devices).tolist()):
-            if device in self.live:
+        asked = np.asarray(devices).tolist()
+        for i, device in enumerate(asked):
+            if device in self.live or device in asked[:i]:
                 raise ValueError(f"device {device} is busy")
+        for i, device in enumerate(asked):
             depth = self.n_layers if task.depth is None else int(np.broadcast_to(task.depth, len(devices))[i])
             job = _Job(device, self.n_tasks[device], self.version, self.now_s, task, depth)
             if task.arrive_within_s is not None:
@@ -230,7 +235,9 @@ class FakeServer:
             self.n_tasks[device] += 1
             self.live[device] = job
             sent.append(job)
-        columns = [np.array([getattr(j, name) for j in sent], dtype=np.int64) for name in ("device", "ordinal", "version")]
+        columns = [
+            np.array([getattr(j, name) for j in sent], dtype=np.int64) for name in ("device", "ordinal", "version")
+        ]
         return Jobs(*columns, start_s=np.array([job.start_s for job in sent], dtype=float))
 
     def stop(self, jobs):

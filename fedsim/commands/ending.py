@@ -22,14 +22,18 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
     comparisons = [c for c in compare_targets(runs) if c.results]
     first = headline(comparisons)
     labels = [r.label for r in first.results] if first else list(dict.fromkeys(run.label for run in runs))
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("policy", overflow="fold")
     for comparison in comparisons:
         table.add_column(f"{comparison.target:.0%} after", justify="right")
-    for name in ("sooner than slowest", "accuracy", "rounds", "up", "FLOPs used"):
-        table.add_column(name, justify="right")
+    if first is not None and first.reference is not None:
+        table.add_column(f"times sooner than {first.reference}", justify="right")
+    for name in ("accuracy", "rounds", "up", "used"):
+        table.add_column(name, justify="right", no_wrap=True)
     for label in labels:
-        table.add_row(escape(label), *(_time(c.of(label)) for c in comparisons), *_rest(label, runs, first))
+        table.add_row(
+            escape(label), *(_time(c.of(label)) for c in comparisons), *_sooner(label, first), *_costs(label, runs)
+        )
     if first is not None:
         return table, first.sentence
     all_said = compare_targets(runs)
@@ -42,22 +46,22 @@ def _time(result: PolicyResult | None) -> str:
     return format_s(result.median_s) if result.reached_always and result.median_s is not None else not_within(result)
 
 
-def _rest(label: str, runs: Sequence[Run], first: Comparison | None) -> list[str]:
+def _costs(label: str, runs: Sequence[Run]) -> list[str]:
+    """Medians over seeds: final accuracy, rounds, bytes up, and the share of device FLOPs that was used."""
     rows = [summarise(run) for run in runs if run.label == label]
-    ended = {row["outcome"] for row in rows} - {"finished"}
+    ended = sorted({row["outcome"] for row in rows} - {"finished"})
     accuracies = [row["final_accuracy"] for row in rows if row["final_accuracy"] is not None]
     used = [row["used_flops_share"] for row in rows if row["used_flops_share"] is not None]
     return [
-        _sooner(label, first),
-        (f"{np.mean(accuracies):.3f}" if accuracies else "") + (f" ({', '.join(sorted(ended))})" if ended else ""),
-        f"{np.mean([row['n_rounds'] for row in rows]):.0f}",
-        format_bytes(float(np.mean([row["uploaded_bytes"] for row in rows]))),
-        format_share(float(np.mean(used))) if used else "",
+        " ".join([f"{np.median(accuracies):.3f}"] * bool(accuracies) + ended),
+        f"{np.median([row['n_rounds'] for row in rows]):.0f}",
+        format_bytes(float(np.median([row["uploaded_bytes"] for row in rows]))),
+        format_share(float(np.median(used))) if used else "",
     ]
 
 
-def _sooner(label: str, first: Comparison | None) -> str:
+def _sooner(label: str, first: Comparison | None) -> list[str]:
     if first is None or first.reference is None:
-        return ""
+        return []
     result = first.of(label)
-    return "1 (reference)" if label == first.reference else speed_up_words(result.speed_up if result else None)
+    return ["1" if label == first.reference else speed_up_words(result.speed_up if result else None)]

@@ -73,7 +73,12 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def final_accuracy(run: Run) -> float | None:
-    """Accuracy of the last evaluation; None if there is none or it is not a number."""
+    """Accuracy of the model that the run ended with, on all evaluation rows; None if nothing was trained or it is no number.
+
+    Where the grid is evaluated on a subset of the rows, this alone is measured on all of them.
+    """
+    if run.manifest.get("final"):
+        return float(run.manifest["final"]["accuracy"])
     _, accuracy = _curve(run)
     return float(accuracy[-1]) if len(accuracy) and np.isfinite(accuracy[-1]) else None
 

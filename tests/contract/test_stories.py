@@ -1,7 +1,7 @@
 """One story, two servers: the fake one of a few plain loops and the one on SimPy tell it to the same end.
 
-Each story is a policy in ten lines of the server's verbs. All durations are multiples of 1/8 s, so clock readings are
-exact and equality is asked for bit by bit.
+Each story is a policy in ten lines of the server's verbs. All durations are multiples of 1/8 s and a step has four equal
+layers, so clock readings are exact and equality is asked for bit by bit.
 """
 
 from __future__ import annotations
@@ -135,16 +135,26 @@ SHIPPED = [
 def told(kind_of_server, policy, step_s, *, slope=None, curvature=0.5, **settings):
     """All that a story leaves behind: its end, the rounds' ends, what the learner was asked, what became of each job."""
     slope = list(range(1, len(step_s) + 1)) if slope is None else slope
-    learner = FakeLearner(slope, learning_rate=0.5, curvature=curvature)
+    learner = FakeLearner(slope, n_layers=4, learning_rate=0.5, curvature=curvature)
     server = kind_of_server(learner, step_s, **settings)
     kind = server.play(policy)
     return kind, server.now_s, server.ends_s, learner.requests, sorted(server.outcomes)
 
 
+def name_of(policy):
+    return policy.tell.__name__ if isinstance(policy, Story) else str(policy)
+
+
 @pytest.mark.parametrize("upload_s", [0.0, 0.25])
-@pytest.mark.parametrize("policy", [*map(Story, STORIES), *SHIPPED], ids=lambda p: getattr(p, "tell", p).__class__.__name__)
+@pytest.mark.parametrize("policy", [*map(Story, STORIES), *SHIPPED], ids=name_of)
 def test_both_servers_tell_the_same_story(policy, upload_s):
-    fleet = {"step_s": [1.0, 1.5, 3.25], "n_samples": [10, 20, 30], "upload_s": upload_s, "n_rounds": 8, "horizon_s": 40.0}
+    fleet = {
+        "step_s": [1.0, 1.5, 3.25],
+        "n_samples": [10, 20, 30],
+        "upload_s": upload_s,
+        "n_rounds": 8,
+        "horizon_s": 40.0,
+    }
     real, fake = told(RealServer, policy, **fleet), told(FakeServer, policy, **fleet)
     assert real == fake
     assert len(real[3]) > 2, "the story closed too few rounds to say anything"
@@ -166,6 +176,65 @@ def test_both_servers_tell_the_same_story_for_any_fleet(story, eighths, upload_e
         "n_rounds": 12,
     }
     assert told(RealServer, Story(story), **fleet) == told(FakeServer, Story(story), **fleet)
+
+
+TASKS = st.one_of(
+    st.builds(
+        Task, n_steps=st.sampled_from([1, 2, 3, None]), unit=st.sampled_from(["step", "layer"]), depth=st.integers(1, 4)
+    ),
+    st.builds(
+        Task, unit=st.just("layer"), depth=st.integers(1, 4), arrive_within_s=st.integers(1, 40).map(lambda e: e / 8)
+    ),
+)
+SIMPLE = st.one_of(
+    st.builds(arrivals, st.integers(0, 3)),
+    st.builds(steps, n_jobs=st.integers(1, 3), n_steps=st.integers(1, 3)),
+    st.integers(0, 40).map(lambda eighths: elapsed(eighths / 8)),
+)
+CONDITIONS = st.one_of(SIMPLE, *[st.builds(lambda a, e: a | elapsed(e / 8), SIMPLE, st.integers(0, 60))] * 4)
+ACTIONS = st.one_of(
+    st.tuples(st.just("send"), st.integers(1, 15), TASKS),  # the bits say to whom
+    st.tuples(st.just("wait"), st.integers(0, 3), CONDITIONS),  # the number says for which of the sends
+    st.tuples(st.sampled_from(["stop", "cancel", "collect"]), st.integers(0, 3), st.none()),
+    st.tuples(st.just("aggregate"), st.integers(0, 3), st.sampled_from(["from_start", "from_now"])),
+)
+
+
+def improvised(server, actions):
+    """Any verbs in any order. Of what has arrived by an aggregate, every fourth is left out."""
+    sent, taken = [server.send(server.sample()[:2], Task(n_steps=2))], []
+    for verb, number, what in actions:
+        jobs = sent[-1 - number % len(sent)]
+        match verb:
+            case "send":
+                sent.append(
+                    server.send(np.array([d for d in server.sample() if number >> d & 1], dtype=np.int64), what)
+                )
+            case "wait":
+                yield from server.wait(jobs, what)
+            case "stop":
+                server.stop(jobs)
+            case "cancel":
+                server.cancel(jobs)
+            case "collect":
+                taken.append((yield from server.collect(jobs)))
+            case "aggregate":
+                full = Contributions.concatenate([*taken, *map(server.take, sent)])
+                full = full.where(np.arange(len(full)) % 4 != number)
+                taken.clear()
+                server.aggregate(full, 0.5 * weights.layer_mean(full), base=what)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    actions=st.lists(ACTIONS, min_size=8, max_size=25),
+    eighths=st.lists(st.integers(1, 24), min_size=4, max_size=4),
+    upload_eighths=st.integers(0, 8),
+)
+def test_both_servers_follow_any_verbs_in_any_order(actions, eighths, upload_eighths):
+    fleet = {"step_s": [e / 8 for e in eighths], "upload_s": upload_eighths / 8, "horizon_s": 60.0}
+    story = Story(partial(improvised, actions=actions))
+    assert told(RealServer, story, **fleet) == told(FakeServer, story, **fleet)
 
 
 # ---- by hand --------------------------------------------------------------------------------------------------------
@@ -230,9 +299,9 @@ def test_fedasync_mixes_the_arrivals_model_into_the_model_of_now(kind_of_server)
 def test_fedbuff_waits_for_two_and_halves_what_is_three_versions_stale(kind_of_server):
     """Device 0 takes 1 s, device 1 takes 7.5 s, steps of -0.5 x 1 and -0.5 x 8.
 
-    The buffer is full at 2, 4 and 6 s (device 0 twice; its second task was sent before the version grew, except at the
-    start of each pair). At 7 s device 0 lies in it (version 3), at 7.5 s device 1 joins, 3 versions old: it counts
-    1 / sqrt(1 + 3). The model is then -1.5 + (-0.5 + 0.5 x -4) / 2.
+    Device 0 fills the buffer alone at 2, 4 and 6 s, each time with two changes from one version. At 7 s it brings one
+    from version 3; at 7.5 s device 1 joins, 3 versions old: it counts 1 / sqrt(1 + 3). The model is then
+    -1.5 + (-0.5 + 0.5 x -4) / 2.
     """
     found = rounds_of(kind_of_server, fedbuff, [1.0, 7.5], slope=[1, 8], n_rounds=4)
     assert [(end_s, devices, versions) for end_s, devices, _, versions, _ in found] == [
@@ -257,6 +326,17 @@ def test_a_busy_device_refuses_a_second_task(kind_of_server):
         yield from ()
 
     assert told(kind_of_server, Story(impatient), [1.0, 1.0, 1.0])[0] == "finished"
+
+
+@BOTH
+def test_a_device_that_is_named_twice_in_one_send_refuses_the_second_task(kind_of_server):
+    def stutter(server):
+        with pytest.raises(ValueError, match="device 1"):
+            server.send(np.array([1, 0, 1]), Task())
+        assert server.sample().tolist() == [0, 1, 2], "nobody was sent to"
+        yield from ()
+
+    assert told(kind_of_server, Story(stutter), [1.0, 1.0, 1.0])[0] == "finished"
 
 
 @BOTH
@@ -366,14 +446,14 @@ def test_an_empty_round_closes_and_leaves_the_version(kind_of_server):
 
     _, _, ends_s, requests, outcomes = told(kind_of_server, Story(story), [1.0])
     assert ends_s == [0.5]
-    assert requests[0][-1] == [0.0, 0.0, 0.0]
+    assert requests[0][-1] == [0.0] * 4
     assert outcomes == [(0, 0, 1, "open")]
 
 
 @BOTH
-@pytest.mark.parametrize("shape", [(1, 3), (2, 2), (3, 2), (6,)])
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (4, 2), (8,)])
 def test_a_weight_table_of_another_shape_is_refused(kind_of_server, shape):
-    """Two contributions and three layers need [2, 3]."""
+    """Two contributions and four layers need [2, 4]."""
 
     def story(server):
         arrived = yield from server.collect(server.send(server.sample(), Task()))
@@ -381,3 +461,17 @@ def test_a_weight_table_of_another_shape_is_refused(kind_of_server, shape):
             server.aggregate(arrived, np.ones(shape))
 
     assert told(kind_of_server, Story(story), [1.0, 1.0])[0] == "finished"
+
+
+@BOTH
+def test_devices_may_be_sent_to_in_any_order_each_with_its_own_depth(kind_of_server):
+    """Depth 1 of 4 on device 2 (a quarter of its 4 s), depth 3 on device 0; contributions come in the order of devices."""
+
+    def story(server):
+        jobs = server.send(np.array([2, 0]), Task(depth=np.array([1, 3])))
+        arrived = yield from server.collect(jobs)
+        server.aggregate(arrived, weights.layer_mean(arrived))
+
+    _, now_s, _, (request,), _ = told(kind_of_server, Story(story), [1.0, 9.0, 4.0])
+    devices, _, depths, _, arrived_s, *_ = request
+    assert (devices, depths, arrived_s, now_s) == ([0, 2], [3, 1], [0.75, 1.0], 1.0)
