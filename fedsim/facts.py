@@ -179,7 +179,9 @@ class BatchPlan:
 
     def full_rows(self, devices: IntArray) -> IntArray:
         """Rows that a step's stated cost stands for, `[device]`."""
-        return self.n_samples[devices] if self.batch_size is None else np.full(len(devices), self.batch_size)
+        if self.batch_size is None:
+            return self.n_samples[devices]
+        return np.broadcast_to(np.int64(self.batch_size), (len(devices),))
 
     @cached_property
     def is_even(self) -> bool:
@@ -206,6 +208,16 @@ class BatchPlan:
         n = self.n_samples[devices]
         epochs, rest = np.divmod(n_steps, -(-n // self.batch_size))
         return np.asarray(epochs * n + rest * full)  # `rest` is short of an epoch's end, so those steps are full
+
+    def steps_within(self, devices: IntArray, n_rows: Array) -> IntArray:
+        """Whole steps that `n_rows` rows (a fraction counts down) are enough for, `[device]`: undoes `rows_before`."""
+        full = self.full_rows(devices)
+        if self.is_even:
+            return np.floor(n_rows / full).astype(np.int64)
+        n = self.n_samples[devices]
+        steps_per_epoch = -(-n // full)
+        epochs, rest = np.divmod(n_rows, n)
+        return np.asarray(epochs * steps_per_epoch + np.minimum(rest // full, steps_per_epoch - 1)).astype(np.int64)
 
 
 @dataclass(frozen=True)

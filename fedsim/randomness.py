@@ -74,7 +74,7 @@ class Luck:
             uniforms = np.array(
                 [self._at(d // _BLOCK, step, task, lane).random(_BLOCK)[d % _BLOCK] for d in devices.tolist()]
             )
-        return np.maximum(uniforms, _TINY)
+        return np.maximum(uniforms, _TINY, out=uniforms)
 
     def generator(self, *address: int) -> np.random.Generator:
         """A generator for one address of up to three numbers (permutations, splits); independent of `row` and `at`."""

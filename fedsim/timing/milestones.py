@@ -40,7 +40,7 @@ class Work:
     """The compute part of the jobs of one send; columns `[job]`.
 
     ready_s: offset at which the download is done. step_s: a full step over all layers at step factor 1.
-    cap: most local steps. depth: output-most layers trained.
+    cap: most local steps. depth: output-most layers trained; cost: their share of a step over all layers.
     """
 
     weather: Weather
@@ -51,6 +51,7 @@ class Work:
     step_s: Array
     cap: IntArray
     depth: IntArray
+    cost: Array
     _kept_s: Array = field(default_factory=lambda: np.empty((0, 0)))
 
     @classmethod
@@ -65,8 +66,11 @@ class Work:
             ordinals=ordinals,
             ready_s=weather.download_s(devices, ordinals),
             step_s=weather.task_unit_s(devices, ordinals),
-            cap=np.full(n, _UNCAPPED if task.n_steps is None else task.n_steps),
+            cap=np.broadcast_to(np.int64(_UNCAPPED if task.n_steps is None else task.n_steps), (n,)),
             depth=depth,
+            cost=np.broadcast_to(weather.reach_cost[depth[0]], n)
+            if depth.strides == (0,) and n
+            else weather.reach_cost[depth],
         )
 
     @property
@@ -80,12 +84,12 @@ class Work:
         """Seconds of steps first ... first+n-1 if they went over all layers, `[job, step]`."""
         factors = self.weather.step_factors(self.devices[rows], self.ordinals[rows], first, n)
         unit = self.step_s[rows][:, None]
-        return np.repeat(unit, n, axis=1) if factors is None else unit * factors
+        return np.broadcast_to(unit, (len(unit), n)) if factors is None else unit * factors
 
     def _steps_s(self, rows: IntArray | slice, first: int, n: int) -> Array:
         """Seconds of steps first ... first+n-1 over the task's layers, `[job, step]`."""
         if self.weather.fleet.compute.layer_factor is None:
-            return self._full_step_s(rows, first, n) * self.weather.reach_cost[self.depth[rows]][:, None]
+            return self._full_step_s(rows, first, n) * self.cost[rows][:, None]
         last = self.depth[rows][:, None] - 1
         costs = [
             np.take_along_axis(self.weather.layer_costs(self.devices[rows], self.ordinals[rows], s), last, axis=1)
@@ -104,9 +108,23 @@ class Work:
 
     # ---- milestones ---------------------------------------------------------------------------------------------
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether the steps of a job differ only by their rows, so that any step's end is one product."""
+        compute = self.weather.fleet.compute
+        return compute.step_factor is None and compute.layer_factor is None
+
+    def _regular_end_s(self, rows: IntArray | slice, n_steps: IntArray) -> Array:
+        plan, devices = self.weather.plan, self.devices[rows]
+        share = n_steps if plan.is_even else plan.rows_before(devices, n_steps) / plan.full_rows(devices)
+        return np.asarray(self.ready_s[rows] + self.step_s[rows] * self.cost[rows] * share)
+
     def step_end_s(self, n_steps: int) -> Array:
         """Offset at which a job finishes its `n_steps`-th step; infinite beyond its cap."""
         end = self.ready_s
+        if self.is_regular:
+            end = self._regular_end_s(slice(None), np.broadcast_to(np.int64(n_steps), end.shape))
+            return np.where(self.cap >= n_steps, end, np.inf)
         for first in range(0, n_steps, _KEPT_STEPS):
             n = min(_KEPT_STEPS, n_steps - first)
             end = self._running_ends(end, slice(None), first, n)[:, -1]
@@ -114,6 +132,11 @@ class Work:
 
     def _running_ends(self, start: Array, rows: IntArray | slice, first: int, n: int) -> Array:
         """Ends of the next `n` steps; summed in order, so that the same step ends at the same bit however it is asked."""
+        if self.is_regular:
+            counts = range(first + 1, first + n + 1)
+            return np.stack(
+                [self._regular_end_s(rows, np.broadcast_to(np.int64(k), start.shape)) for k in counts], axis=1
+            )
         durations = self._durations_s(rows, first, n)
         if n == 1:
             return start[:, None] + durations
@@ -142,46 +165,63 @@ class Work:
 
     def progress(self, rows: IntArray, elapsed_s: Array) -> Progress:
         """What the jobs in `rows` have finished `elapsed_s` after their start."""
-        n_steps, end = np.zeros(len(rows), dtype=np.int64), self.ready_s[rows].copy()
-        running = np.flatnonzero(end <= elapsed_s)
-        cap = self.cap[rows]
+        n_steps, end_s, next_s = (self._regular_steps if self.is_regular else self._drawn_steps)(rows, elapsed_s)
+        is_running = (n_steps < self.cap[rows]) & (end_s <= elapsed_s)
+        share = np.zeros(len(rows))
+        np.divide(elapsed_s - end_s, next_s - end_s, out=share, where=is_running)
+        share = np.minimum(share, 1.0)
+        if self.task.unit == "step":
+            return Progress(n_steps, np.zeros_like(n_steps), share)
+        if self.is_drawn:
+            n_steps = np.zeros_like(n_steps)
+            partial = np.minimum(self.weather.drawn_depth(self.devices[rows], self.ordinals[rows]), self.depth[rows])
+        else:
+            partial = self._layers_done(rows, elapsed_s, n_steps, end_s, np.flatnonzero(is_running))
+        is_whole = partial == self.depth[rows]  # every layer of the step: the step
+        return Progress(n_steps + is_whole, np.where(is_whole, 0, partial), np.where(is_whole, 0.0, share))
+
+    def _regular_steps(self, rows: IntArray, elapsed_s: Array) -> tuple[IntArray, Array, Array]:
+        """Whole steps, the end of the last of them and of the next one."""
+        devices, plan = self.devices[rows], self.weather.plan
+        passed = np.maximum(elapsed_s - self.ready_s[rows], 0.0) / (self.step_s[rows] * self.cost[rows])
+        n_steps = np.minimum(plan.steps_within(devices, passed * plan.full_rows(devices)), self.cap[rows])
+        # The quotient may be off by one step at a tie; the ends themselves decide.
+        n_steps = np.where(self._regular_end_s(rows, n_steps) > elapsed_s, np.maximum(n_steps - 1, 0), n_steps)
+        n_steps = n_steps + ((n_steps < self.cap[rows]) & (self._regular_end_s(rows, n_steps + 1) <= elapsed_s))
+        return n_steps, self._regular_end_s(rows, n_steps), self._regular_end_s(rows, n_steps + 1)
+
+    def _drawn_steps(self, rows: IntArray, elapsed_s: Array) -> tuple[IntArray, Array, Array]:
+        """The same, step by step: in blocks, of which only those who are still running ask for the next."""
+        n_steps, end_s = np.zeros(len(rows), dtype=np.int64), self.ready_s[rows].copy()
+        next_s = np.full(len(rows), np.inf)
+        running = np.flatnonzero(end_s <= elapsed_s)
         first, block = 0, 8
         while running.size:
-            block = int(min(block, cap[running].max() - first))
-            ends = self._running_ends(end[running], rows[running], first, block)
-            done = (ends <= elapsed_s[running, None]) & (np.arange(first, first + block) < cap[running, None])
-            count = done.sum(axis=1)
+            ends = self._running_ends(end_s[running], rows[running], first, block)
+            ends[first + np.arange(block) >= self.cap[rows[running], None]] = np.inf
+            count = (ends <= elapsed_s[running, None]).sum(axis=1)
             n_steps[running] += count
-            end[running] = np.where(
-                count > 0, np.take_along_axis(ends, np.maximum(count - 1, 0)[:, None], 1)[:, 0], end[running]
-            )
-            running = running[(count == block) & (n_steps[running] < cap[running])]
+            moved = np.flatnonzero(count)
+            end_s[running[moved]] = ends[moved, count[moved] - 1]
+            stopped = np.flatnonzero(count < block)
+            next_s[running[stopped]] = ends[stopped, count[stopped]]
+            running = running[count == block]
             first, block = first + block, min(2 * block, 1024)
-        return self._within_step(rows, elapsed_s, n_steps, end)
+        return n_steps, end_s, next_s
 
-    def _within_step(self, rows: IntArray, elapsed_s: Array, n_steps: IntArray, end_s: Array) -> Progress:
-        """Layers finished in the step after the whole ones, and the share of that step's time that has passed."""
+    def _layers_done(
+        self, rows: IntArray, elapsed_s: Array, n_steps: IntArray, end_s: Array, running: IntArray
+    ) -> IntArray:
+        """Layers from the output finished in the step after the whole ones."""
         partial = np.zeros(len(rows), dtype=np.int64)
-        share = np.zeros(len(rows))
-        for step in np.unique(n_steps):
-            mine = np.flatnonzero((n_steps == step) & (n_steps < self.cap[rows]) & (end_s <= elapsed_s))
-            if not mine.size:
-                continue
+        for step in np.unique(n_steps[running]):
+            mine = running[n_steps[running] == step]
             at = rows[mine]
-            full = self._full_step_s(at, int(step), 1)
-            reached = end_s[mine, None] + full * self.weather.layer_costs(
-                self.devices[at], self.ordinals[at], int(step)
-            )
-            within = np.arange(1, reached.shape[1] + 1) <= self.depth[at, None]
-            partial[mine] = ((reached <= elapsed_s[mine, None]) & within).sum(axis=1)
-            own = self.depth[at, None] - 1
-            length = np.take_along_axis(reached, own, axis=1)[:, 0] - end_s[mine]
-            share[mine] = np.clip((elapsed_s[mine] - end_s[mine]) / length, 0.0, 1.0)
-        if self.is_drawn:
-            partial = np.minimum(self.weather.drawn_depth(self.devices[rows], self.ordinals[rows]), self.depth[rows])
-            n_steps = (partial == self.depth[rows]).astype(np.int64)
-            return Progress(n_steps, np.where(n_steps > 0, 0, partial), share * (1 - n_steps))
-        return Progress(n_steps, partial if self.task.unit == "layer" else np.zeros_like(partial), share)
+            costs = self.weather.layer_costs(self.devices[at], self.ordinals[at], int(step))
+            reached = end_s[mine, None] + self._full_step_s(at, int(step), 1) * costs
+            is_asked = np.arange(1, reached.shape[1] + 1) <= self.depth[at, None]
+            partial[mine] = ((reached <= elapsed_s[mine, None]) & is_asked).sum(axis=1)
+        return partial
 
     def latest_in_time(self, rows: IntArray, within_s: float) -> tuple[Progress, Array]:
         """The largest depth of a one-step task whose upload still arrives `within_s` after the start, and when it does."""

@@ -6,7 +6,7 @@ the moment of one order statistic, and the clock fires that single event. README
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -96,7 +96,8 @@ class SimServer:
             progress, computed_s = Progress.whole(work.cap), work.finished_s()
             arrived_s = computed_s + self._weather.upload_s(devices, work.ordinals, work.depth)
         self._jobs.set_course(devices, progress, computed_s, arrived_s)
-        return Jobs(devices, work.ordinals, np.full(len(devices), self._version), np.full(len(devices), self.now_s))
+        version = np.broadcast_to(np.int64(self._version), devices.shape)
+        return Jobs(devices, work.ordinals, version, np.broadcast_to(np.float64(self.now_s), devices.shape))
 
     def stop(self, jobs: Jobs) -> None:
         self._count_verb()
@@ -123,11 +124,9 @@ class SimServer:
         self._count_verb()
         live = self._jobs.of(jobs)
         here = live[self._jobs.has_happened(live, self._jobs.arrived_s[live], self._moment)]
-        task_depth = np.zeros(len(here), dtype=np.int64)
-        updates: set[Literal["descend", "accumulate"]] = set()
-        for work, devices, rows in self._jobs.by_work(here):
-            task_depth[np.searchsorted(here, devices)] = work.depth[rows]
-            updates.add(work.task.update)
+        groups = list(self._jobs.by_work(here))
+        task_depth = _gathered(here, [(devices, work.depth[rows]) for work, devices, rows in groups])
+        updates = {work.task.update for work, _, _ in groups}
         if len(updates) > 1:
             raise ValueError("jobs of different update rules cannot be taken together")
         taken = Contributions(
@@ -136,7 +135,7 @@ class SimServer:
             version=self._jobs.version[here],
             n_steps=self._jobs.n_steps[here],
             partial_depth=self._jobs.partial_depth[here],
-            task_depth=task_depth,
+            task_depth=task_depth.astype(np.int64),
             n_samples=self._weather.plan.n_samples[here],
             arrived_s=self._jobs.start_s[here] + self._jobs.arrived_s[here],
             n_layers=self.shape.n_layers,
@@ -205,9 +204,8 @@ class SimServer:
         if isinstance(condition, Arrivals):
             return self._jobs.nth(live, self._jobs.arrived_s[live], condition.n, self.now_s)
         if isinstance(condition, Steps):
-            ends_s = np.full(len(live), np.inf)
-            for work, devices, rows in self._jobs.by_work(live):
-                ends_s[np.searchsorted(live, devices)] = work.step_end_s(condition.n_steps)[rows]
+            groups = self._jobs.by_work(live)
+            ends_s = _gathered(live, [(at, work.step_end_s(condition.n_steps)[rows]) for work, at, rows in groups])
             return self._jobs.nth(live, ends_s, condition.n_jobs, self.now_s)
         if isinstance(condition, TotalSteps):
             works = list(self._jobs.by_work(live))
@@ -248,3 +246,13 @@ class SimServer:
         self._book.before_change(float(np.nextafter(self.now_s, np.inf)))
         self._close(np.flatnonzero(self._jobs.is_busy), "open")
         return ends[0]
+
+
+def _gathered(devices: IntArray, groups: Sequence[tuple[IntArray, Array | IntArray]]) -> Array:
+    """One column over `devices` from those of its groups."""
+    if len(groups) == 1:
+        return np.asarray(groups[0][1])
+    column = np.zeros(len(devices))
+    for mine, values in groups:
+        column[np.searchsorted(devices, mine)] = values
+    return column

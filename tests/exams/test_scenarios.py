@@ -1,0 +1,67 @@
+"""What every shipped scenario must pass: it says what it asks, it reads, and what can run here runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fedsim
+from fedsim.run import simulate
+from fedsim.scenario.json_schema import json_schema
+
+FILES = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yaml"))
+EVERY_SCENARIO = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+EMBEDDED = ("digits", "gaussian_blobs")  # data that come with the package
+
+
+def test_there_are_scenarios():
+    assert len(FILES) >= 1
+
+
+@EVERY_SCENARIO
+def test_a_scenario_opens_with_its_question_its_source_and_its_run_time(file):
+    opening = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        opening.append(line.removeprefix("#").strip())
+    said = " ".join(opening)
+    positions = [re.search(rf"\b{word}: \S", said) for word in ("Question", "Source", "Run time")]
+    assert all(positions), said
+    assert [p.start() for p in positions] == sorted(p.start() for p in positions)
+    assert "?" in said
+
+
+@EVERY_SCENARIO
+def test_a_scenario_reads_and_is_named_like_its_file(file):
+    assert fedsim.load(file).scenario.name == file.stem
+
+
+@EVERY_SCENARIO
+def test_a_scenario_has_labels_that_a_person_can_read(file):
+    """Made of the policy's kind and what differs: at most 40 characters, or a label of its own."""
+    assert all(len(each.label) <= 40 for each in fedsim.load(file).contenders)
+
+
+@EVERY_SCENARIO
+def test_a_scenario_uses_only_keys_that_its_schema_knows(file):
+    known = set(json_schema()["properties"])
+    assert set(fedsim.load(file).source.values) <= known
+
+
+@EVERY_SCENARIO
+def test_a_scenario_whose_data_are_here_runs_three_rounds(file):
+    """Every policy, under the first seed, with the scenario's own settings."""
+    values = fedsim.load(file).resolved()
+    if values["data"]["kind"] not in EMBEDDED:
+        pytest.skip(f"{values['data']['kind']} does not come with the package")
+    loaded = fedsim.from_dict({**values, "stop": {**values["stop"], "n_rounds": 3}, "seeds": values["seeds"][:1]})
+    for contender in loaded.contenders:
+        result = simulate(loaded, contender, loaded.scenario.seed_sets[0])
+        assert result.manifest["outcome"]["kind"] == "finished"
+        assert result.manifest["outcome"]["round"] == 3
+        assert result.tables["rounds"]["n_contributions"].sum() > 0
+        if values["train"]:
+            assert 0.0 <= result.manifest["final"]["accuracy"] <= 1.0
