@@ -73,6 +73,7 @@ def check(scenario: ScenarioFile, as_json: Json = False) -> None:
     """Read a scenario, its data, its model and its policies; say what is wrong, run nothing."""
     from fedsim.run import check as check_scenario
     from fedsim.scenario.read import load
+    from fedsim.statistics.words import plural
 
     loaded = load(scenario)
     check_scenario(loaded)
@@ -81,7 +82,8 @@ def check(scenario: ScenarioFile, as_json: Json = False) -> None:
         facts = {"name": loaded.scenario.name, "policies": labels, "n_runs": len(labels) * n_seeds}
         print(json.dumps(facts | {"scenario": loaded.resolved()}, indent=2))
         return
-    out_console.print(f"{escape(str(scenario))} is fine: {len(labels)} policies x {n_seeds} seeds.", highlight=False)
+    said = f"policies: {', '.join(labels)}; {plural(n_seeds, 'seed')}"
+    out_console.print(escape(f"{scenario} is fine: {said}."), highlight=False, soft_wrap=True)
 
 
 @app.command("list")

@@ -87,6 +87,8 @@ class Elapsed(Condition):
 
 @dataclass(frozen=True)
 class AnyOf(Condition):
+    """Over as soon as one of them is."""
+
     conditions: tuple[Condition, ...]
 
 
@@ -155,7 +157,7 @@ class Server(Setting, Protocol):
         """Tell devices to stop now and upload what is complete; those with nothing complete fall idle."""
 
     def cancel(self, jobs: Jobs) -> None:
-        """Discard what has not arrived; the devices fall idle."""
+        """Discard what was not taken, arrived or not; the devices fall idle."""
 
     def take(self, jobs: Jobs) -> Contributions:
         """Those of the jobs whose upload has arrived by now; their devices fall idle."""

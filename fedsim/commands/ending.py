@@ -53,7 +53,7 @@ def _costs(label: str, runs: Sequence[Run]) -> list[str]:
     accuracies = [row["final_accuracy"] for row in rows if row["final_accuracy"] is not None]
     used = [row["used_flops_share"] for row in rows if row["used_flops_share"] is not None]
     return [
-        " ".join([f"{np.median(accuracies):.3f}"] * bool(accuracies) + ended),
+        " ".join([*(f"{np.median(accuracies):.3f}" for _ in accuracies[:1]), *ended]),
         f"{np.median([row['n_rounds'] for row in rows]):.0f}",
         format_bytes(float(np.median([row["uploaded_bytes"] for row in rows]))),
         format_share(float(np.median(used))) if used else "",

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from fedsim import delays
 from fedsim.commands.catalogue import catalogue
+from fedsim.facts import BadInput
 from fedsim.scenario import schema, shelves
 from fedsim.scenario.checked import schema_of
 from fedsim.timing import fleet
@@ -162,7 +163,7 @@ def _type(field: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
 
 def _reference(name: str, whole: Mapping[str, Any]) -> str:
     if name in _BLOCK_OF:
-        return f"block [{_BLOCK_OF[name]}](#{_slug(_BLOCK_OF[name])})"
+        return f"block [{_BLOCK_OF[name]}](#{slug(_BLOCK_OF[name])})"
     return _union({name}) if "kind" in whole["$defs"][name].get("properties", {}) else name
 
 
@@ -196,7 +197,7 @@ def _scalar(field: Mapping[str, Any]) -> str:
     return " ".join([words[field["type"]], ", ".join(stated)]).strip()
 
 
-def _slug(heading: str) -> str:
+def slug(heading: str) -> str:
     """The anchor that Git hosts give a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
@@ -206,9 +207,11 @@ def _escaped(text: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the pages into the folder named by the only argument."""
+    """Write the pages into the folder named by the only argument. Raises BadInput if there is no such folder."""
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
-        raise SystemExit("name the folder to write into: python -m fedsim.commands.reference docs/reference")
+        raise BadInput(
+            f"{' '.join(arguments) or 'nothing'} is not a folder; name the one to write into: docs/reference"
+        )
     for name, text in pages().items():
         (Path(arguments[0]) / name).write_text(text, encoding="utf-8")
 

@@ -29,6 +29,7 @@ class DropStragglers:
     """Average over those who are in time.
 
     deadline_s: seconds from the round's start until the last upload that counts.
+    local_steps: steps of a task. n_sampled: devices asked in a round; all if left out.
     dilute: divide by all who were asked, as the literature's code does: a smaller effective step.
     wait_out: a round lasts its whole deadline even when everyone has arrived before.
     """

@@ -27,6 +27,7 @@ from fedsim.protocols import Rounds, Server, Setting, arrivals
 class FedAvg:
     """Wait for all that were asked.
 
+    local_steps: steps of a task. weighting: of the average, by samples or uniform.
     n_sampled: devices whose uploads enter a round; all if left out. over_selected: devices asked in addition.
     """
 

@@ -29,6 +29,7 @@ class FedPMT:
 
     budget_s: expected compute seconds of a round that no device shall exceed; its width follows from its own speed.
     depths: the widths themselves, one number of output-most layers per device; 0 takes no part.
+    local_steps: steps of a task. weighting: of each layer's average, by samples or uniform.
     dilute: divide each layer by all who take part, not only by those who train it.
     """
 

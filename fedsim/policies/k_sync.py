@@ -22,7 +22,10 @@ from fedsim.protocols import Rounds, Server, Setting, arrivals
 
 @dataclass(frozen=True)
 class KSync:
-    """k: uploads that the server waits for."""
+    """Wait for the k fastest.
+
+    k: uploads that the server waits for.
+    """
 
     k: Annotated[int, Ge(1)]
 

@@ -30,6 +30,8 @@ from fedsim.protocols import NoClosedForm, Rounds, Server, Setting, elapsed, ste
 class Salf:
     """Layer-wise average under a deadline of `deadline_s` seconds (T) from the round's start.
 
+    deadline_s: seconds. n_sampled: devices asked in a round; all if left out.
+    rule: what a layer's average is divided by, see above.
     deadline_on: the deadline bounds the "compute", uploads follow; or the "arrival" of the upload.
     p_l: "oracle" takes the reach probabilities from the fleet's own laws; "estimated" from the depths seen in earlier
         rounds, as a real server would; "none" leaves the correction out.

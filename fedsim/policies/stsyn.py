@@ -28,6 +28,7 @@ from fedsim.protocols import Rounds, Server, Setting, steps
 class STSyn:
     """Wait for the k fastest (K) to finish `local_steps` (U); everybody's finished steps count.
 
+    k: devices waited for. local_steps: what each of those must finish; the others stop at the same moment.
     cap_factor: a device stops by itself after cap_factor x local_steps steps (1.5 in the published comparison).
     drop_most_updated: leave out the device with the most steps, as the published comparison script does.
     """

@@ -70,7 +70,11 @@ class PolicyEntry(_Entry):
 
 
 class SeedSet(_Strict):
-    """The four seeds of a run; those left out equal `seed`, which also names the run."""
+    """The four seeds of a run; those left out equal `seed`, which also names the run.
+
+    init: initial weights. data: split, partition and batches. fleet: persistent speeds and links. clock: what is drawn
+    for each task, step and layer, and which devices are sampled.
+    """
 
     seed: Seed
     init: Seed | None = None
@@ -87,6 +91,7 @@ class EvaluationSettings(_Strict):
     """When the global model is evaluated: one grid of simulated time, common to all policies.
 
     every_s: the grid's spacing; stop.simulated_s / n_points if left out.
+    n_points: evaluations over the horizon, where every_s is not stated. rows: which rows: "test", or "validation".
     n_rows: evaluate on a fixed subset of so many rows, and on all of them at the end.
     targets: accuracies for time to accuracy. sustain_s: how long a target must be held; 5 % of the horizon if left out.
     """
@@ -100,7 +105,10 @@ class EvaluationSettings(_Strict):
 
 
 class StopRules(_Strict):
-    """A run ends at whichever comes first. at_targets: when every target has been sustained."""
+    """A run ends at whichever comes first.
+
+    simulated_s: the horizon, simulated seconds. n_rounds: aggregates. at_targets: when every target has been sustained.
+    """
 
     simulated_s: Positive | None = None
     n_rounds: Annotated[int, Ge(1)] | None = None
@@ -114,7 +122,11 @@ class StopRules(_Strict):
 
 
 class Scenario(_Strict):
-    """Everything that decides a comparison. train: false runs the clock alone (no data, no accuracy)."""
+    """Everything that decides a comparison.
+
+    name: of the folder of results. train: false runs the clock alone: the same data dealt out, the same times, no
+    accuracy. record_tasks: keep a row for every job (tasks.parquet). seeds: runs per policy; a number stands for all four.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     fleet: Fleet

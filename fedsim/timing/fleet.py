@@ -65,6 +65,7 @@ class Compute:
 class Link:
     """A private link: a message of B bytes takes latency_s + 8 B / rate_bits_per_s.
 
+    rate_bits_per_s: bits per second. latency_s: seconds before the first byte.
     redrawn: a law is drawn once per "device", or anew for each "task".
     """
 
@@ -75,7 +76,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The devices. A link left out takes no time."""
+    """The devices.
+
+    n_devices: how many. compute: seconds of their work. uplink, downlink: their private links; one left out takes no time.
+    """
 
     n_devices: Annotated[int, Ge(1)]
     compute: Compute = field(default_factory=lambda: Compute(step_s=1.0))

@@ -35,7 +35,7 @@ def fixed_or_drawn(quantity: object, n_devices: int, luck: Luck) -> Array:
 class Weather:
     """Durations of one fleet under one pair of seeds.
 
-    plan: rows of each step, known once the data are dealt out (timing-only runs make every step full).
+    plan: rows of each step, known once the data are dealt out (World.of plans full steps until then).
     """
 
     fleet: Fleet

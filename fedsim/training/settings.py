@@ -17,9 +17,10 @@ class Training:
     local_steps: local steps of policies that have that parameter and do not state it.
     batch_size: rows of a step, or "all" for full-batch gradients. The last, smaller batch of an epoch is kept and
         charged by its rows.
+    learning_rate: of the local steps. weight_decay: added to a gradient as weight_decay x weights.
     batches: "epochs" draws a fresh permutation for each task, device and epoch; "with_replacement" draws each row anew.
     learning_rate_decay: the learning rate is multiplied by this for every version of the global model.
-    momentum: starts at zero in each task.
+    momentum: of the local steps; starts at zero in each task. dtype: precision of training and of the global model.
     engine: "reference" trains one device at a time with the plain loop; "auto" batches cohorts where the result is
         the same.
     device: where torch computes; "auto" takes CUDA if there is one.
@@ -42,7 +43,7 @@ class ServerOptimizer:
     """What the server does with the weighted sum of changes (Reddi et al., arXiv 2003.00295, Algorithm 2).
 
     sgd: velocity = momentum * velocity + sum; model += learning_rate * velocity. adam: FedAdam without bias correction,
-    `adaptivity` being tau. A layer whose weights are all zero is skipped, its state included.
+    `adaptivity` being tau, `momentum` and `second_momentum` its two decay rates. A layer whose weights are all zero is skipped, its state included.
     """
 
     kind: Literal["sgd", "adam"] = "sgd"

@@ -285,6 +285,18 @@ def test_salf_averages_each_layer_over_those_who_reached_it(kind_of_server):
 
 
 @BOTH
+def test_salf_with_a_deadline_on_arrival_hears_every_upload_that_is_in_time(kind_of_server):
+    """Uploads take 0.5 s. By 2 s device 0 arrives whole at 1.5 s, device 1 with two of four layers of its 3 s: 2.0 s.
+
+    With 4 s everybody is whole: device 1 arrives at 3.5 s, and that is when the round ends.
+    """
+    for deadline_s, end_s, depths in [(2.0, 2.0, [4, 2]), (4.0, 3.5, [4, 4])]:
+        policy = Salf(deadline_s=deadline_s, deadline_on="arrival", p_l="none")
+        _, _, ends_s, requests, _ = told(kind_of_server, policy, [1.0, 3.0], upload_s=0.5, n_rounds=1)
+        assert (ends_s, requests[0][0], requests[0][2]) == ([end_s], [0, 1], depths)
+
+
+@BOTH
 def test_fedasync_mixes_the_arrivals_model_into_the_model_of_now(kind_of_server):
     """Two steps, rate 0.5, mixing 0.5. At 2 s device 0 brings -1: the model is -0.5, and device 0 pulls it.
 

@@ -19,14 +19,18 @@ def tables(values):
     return {name: pd.DataFrame(columns) for name, columns in result.tables.items()}
 
 
-def learned(values):
-    """The global model after the scenario's rounds, one float64 vector; with its loss on the test rows at the end."""
+def learned(values, policy=None, wrapped=lambda learner: learner):
+    """The global model after the scenario's rounds, one float64 vector; with its loss on the test rows at the end.
+
+    policy: in place of the scenario's first. wrapped: puts something between the clock and the learner.
+    """
     loaded = from_dict(values)
     contender, seeds = loaded.contenders[0], loaded.scenario.seed_sets[0]
     world = World.of(loaded, seeds).planned_for(contender)
     learner = world.learner(loaded, contender, seeds)
-    book = RunBook(learner=learner, grid=None, n_rounds=loaded.scenario.stop.n_rounds)
-    over = SimServer(world.weather, learner, book).play(contender.policy)
+    door = wrapped(learner)
+    book = RunBook(learner=door, grid=None, n_rounds=loaded.scenario.stop.n_rounds)
+    over = SimServer(world.weather, door, book).play(policy or contender.policy)
     assert over.kind == "finished", over
     flat = np.concatenate([weights.numpy().astype(np.float64).ravel() for weights in learner.weights])
     return flat, learner.evaluate().loss

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.laws.playing import tables
 
 STEP_S = st.lists(st.floats(0.25, 4.0), min_size=5, max_size=5)
+EXAMPLES = (Phase.explicit, Phase.generate)  # a failing example is a whole run: shown as it is, not shrunk for minutes
 EXPONENTIAL = {"kind": "exponential", "mean": 1.0}
 
 
@@ -46,7 +47,7 @@ def fleet(step_s, scale=1.0):
 
 
 @pytest.mark.parametrize("name", policies())
-@settings(max_examples=3)
+@settings(max_examples=3, phases=EXAMPLES)
 @given(step_s=STEP_S, scale=st.sampled_from([0.5, 2.0, 4.0]), seed=st.integers(0, 1000))
 def test_doubling_every_duration_doubles_every_time_stamp_and_changes_no_learning_result(
     tiny, name, step_s, scale, seed
@@ -65,7 +66,7 @@ def test_doubling_every_duration_doubles_every_time_stamp_and_changes_no_learnin
 
 
 @pytest.mark.parametrize("name", ["fedavg", "drop_stragglers", "k_sync", "stsyn", "stsyn, capped", "salf", "fedpmt"])
-@settings(max_examples=4)
+@settings(max_examples=4, phases=EXAMPLES)
 @given(step_s=STEP_S, new_name=st.permutations(range(5)))
 def test_renaming_devices_changes_names_only(tiny, name, step_s, new_name):
     """Fixed speeds; nobody is sampled. Sums over devices may differ in their last bits: 1e-12."""
@@ -85,7 +86,7 @@ def test_renaming_devices_changes_names_only(tiny, name, step_s, new_name):
 
 
 @pytest.mark.parametrize("entry", [policies()["drop_stragglers"], policies()["salf"], policies()["salf on arrival"]])
-@settings(max_examples=5)
+@settings(max_examples=5, phases=EXAMPLES)
 @given(
     step_s=STEP_S,
     deadlines_s=st.lists(st.floats(0.05, 8.0), min_size=2, max_size=2).map(sorted),
