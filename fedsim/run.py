@@ -121,8 +121,7 @@ class World:
         from fedsim.training import build  # torch: a timing-only run must not pay for it
 
         build.one_thread()
-        weights = loaded.scenario.model.initial_weights
-        chain = build.chain_of(loaded.model, self.dealt.data, init_seed=seeds.of("init"), initial_weights=weights)
+        chain = build.chain_of(loaded.model, self.dealt.data, init_seed=seeds.of("init"))
         return build.learner_of(
             chain,
             self.shape,
@@ -131,6 +130,7 @@ class World:
             contender.training,
             contender.server_optimizer,
             data_seed=seeds.of("data"),
+            initial_weights=loaded.scenario.model.initial_weights,
         )
 
     def layers(self) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ class FedPMT:
             return [f"depths has {len(self.depths)} numbers but the fleet has {n} devices; give one number per device"]
         if self.depths is not None and max(self.depths) > n_layers:
             return [f"depths holds {max(self.depths)} but the model has {n_layers} layers; choose 0..{n_layers}"]
+        if self.depths is not None and max(self.depths) == 0:
+            return ["depths is 0 for every device; let at least one train a layer"]
         if not self.widths(setting).any():
             least_s = setting.expected_compute_s(Task(n_steps=self.local_steps, depth=1), np.arange(n)).min()
             return [

@@ -23,7 +23,7 @@ from annotated_types import Ge
 from fedsim import weights
 from fedsim.delays import Positive
 from fedsim.facts import Array, Contributions, Task
-from fedsim.protocols import NoClosedForm, Rounds, Server, Setting, elapsed, steps
+from fedsim.protocols import NoClosedForm, Rounds, Server, Setting, arrivals, elapsed, steps
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Salf:
             devices = server.sample(self.n_sampled)
             jobs = server.send(devices, Task(n_steps=1, unit="layer", arrive_within_s=within_s))
             deadline = elapsed(self.deadline_s)
-            everyone = steps(n_jobs=len(jobs), n_steps=1)
+            everyone = arrivals(len(jobs)) if within_s is not None else steps(n_jobs=len(jobs), n_steps=1)
             yield from server.wait(jobs, deadline if self.wait_out else deadline | everyone)
             if self.deadline_on == "compute":
                 server.stop(jobs)

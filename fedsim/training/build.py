@@ -30,8 +30,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def chain_of(model: Builder, data: LabelledData, *, init_seed: int, initial_weights: str | None = None) -> Chain:
-    """The model for this data set, its weights drawn from the init seed or read from a file.
+def chain_of(model: Builder, data: LabelledData, *, init_seed: int) -> Chain:
+    """The model for this data set, its weights drawn from the init seed.
 
     Raises BadInput if the model is no chain of blocks or does not give one output per class.
     """
@@ -45,8 +45,6 @@ def chain_of(model: Builder, data: LabelledData, *, init_seed: int, initial_weig
             f"make it give {data.n_classes} outputs",
             at=("model",),
         )
-    if initial_weights is not None:
-        load_initial_weights(chain, initial_weights)
     return chain
 
 
@@ -64,10 +62,16 @@ def learner_of(
     server_optimizer: ServerOptimizer | None,
     *,
     data_seed: int,
+    initial_weights: str | None = None,
 ) -> TorchLearner:
-    """A learner at its initial weights. Raises BadInput if `device: cuda` is asked for and there is none."""
+    """A learner at its initial weights: the chain's own, or those of a file in the precision of training.
+
+    Raises BadInput for a file that does not fit, and if `device: cuda` is asked for and there is none.
+    """
     device, dtype = _device(training), getattr(torch, training.dtype)
     chain.module.to(device, dtype)
+    if initial_weights is not None:
+        load_initial_weights(chain, initial_weights)
     model = WorkingModel.of(chain, shape)
     weights = [parameter.detach().clone() for parameter in model.parameters]
     return TorchLearner(

@@ -38,7 +38,8 @@ def _outputs(layers: Layers, x: FloatArray) -> list[FloatArray]:
 
 def _log_probabilities(z: FloatArray) -> FloatArray:
     z = z - z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    found: FloatArray = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return found
 
 
 def loss(layers: Layers, rows: Rows) -> float:
@@ -267,7 +268,7 @@ def play(world: World, story: Story, n_rounds: int, server: ServerRule = plain) 
                 updated.append(pair)  # nobody's: neither the layer nor its server state moves
                 continue
             is_changed = True
-            sums = [sum(happened.weights[d][i] * changes[d][i][j] for d in holders) for j in (0, 1)]
+            sums = [np.sum([happened.weights[d][i] * changes[d][i][j] for d in holders], axis=0) for j in (0, 1)]
             updated.append((server(2 * i, pair[0], sums[0]), server(2 * i + 1, pair[1], sums[1])))
         layers, version, now_s = updated, version + is_changed, now_s + happened.length_s
         ends_s.append(now_s)

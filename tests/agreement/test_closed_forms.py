@@ -198,7 +198,7 @@ def test_stsyn_uploaders_agree_with_the_mixture(m: int, k: int, u: int) -> None:
     mean, variance = stsyn_uploaders(m, k, u)
     assert uploaders.min() >= k
     if k == m or u == 1:  # one update is what the K fastest have, and nobody else
-        assert (uploaders == mean).all() or mean == pytest.approx(k)
+        assert mean == pytest.approx(k)
         assert set(uploaders) == {float(k)}
         return
     n_silent = STSYN_ROUNDS * (m - mean)
@@ -342,14 +342,15 @@ def _backward_slower(factor: float) -> Array:
     f = np.array([a * b for a, b in pairwise(SALF_WIDTHS)], dtype=float)
     backward = np.cumsum(f[::-1]) + np.concatenate([[0.0], np.cumsum(f[::-1])[:-1]])
     cost = f.sum() + factor * backward
-    return (cost / cost[-1])[::-1]
+    found: Array = (cost / cost[-1])[::-1]
+    return found
 
 
 T = 1.3
 LAYER_S, FORWARD_S = 0.2, 0.15
 
 # name -> (compute, q per layer from the input): what one device has reached within T = 1.3 s
-DEPTH_MODELS: dict[str, tuple[dict[str, Any], Array]] = {
+DEPTH_MODELS: dict[str, tuple[dict[str, Any], Any]] = {
     "uniform from 0": ({"step_s": 1.0, "depth_law": {"kind": "uniform", "lowest": 0}}, LAYERS / (L + 1)),
     "uniform from 1": ({"step_s": 1.0, "depth_law": {"kind": "uniform", "lowest": 1}}, LAYERS / L),
     "exponential layers": (
@@ -376,10 +377,10 @@ DEPTH_MODELS: dict[str, tuple[dict[str, Any], Array]] = {
 depth_models = pytest.mark.parametrize("name", DEPTH_MODELS)
 
 
-def salf_scenario(name: str, **policy: Any) -> LoadedScenario:
+def salf_scenario(name: str, n_rounds: int = SALF_ROUNDS, **policy: Any) -> LoadedScenario:
     compute, _ = DEPTH_MODELS[name]
     parameters = {"kind": "salf", "deadline_s": T, **policy}
-    return scenario(U, compute, parameters, SALF_ROUNDS, 17 + list(DEPTH_MODELS).index(name), model=SALF_MODEL)
+    return scenario(U, compute, parameters, n_rounds, 17 + list(DEPTH_MODELS).index(name), model=SALF_MODEL)
 
 
 @dataclass(frozen=True)
@@ -408,8 +409,8 @@ def reach_probability(loaded: LoadedScenario, asks: Asks) -> Array:
 
 
 @cache
-def salf_run(name: str, rule: str = "contributors") -> RunResult:
-    loaded = salf_scenario(name, rule=rule)
+def salf_run(name: str, n_rounds: int = SALF_ROUNDS, rule: str = "contributors") -> RunResult:
+    loaded = salf_scenario(name, n_rounds, rule=rule)
     return simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0])
 
 
@@ -462,11 +463,12 @@ def test_salf_weights_add_up_to_one_over_the_chance_that_anybody_reaches_the_lay
 @depth_models
 @pytest.mark.parametrize("rule", ["diluted", "inverse_probability"])
 def test_salf_sums_over_all_asked_weigh_q_or_one_on_average(name: str, rule: str) -> None:
-    """Diluted: N / U. Inverse probability: N / (U q)."""
+    """Diluted: N / U. Inverse probability: N / (U q). Exact in every round, so a hundred are enough."""
     q = DEPTH_MODELS[name][1]
-    n, weight_sum = by_layer(salf_run(name, rule), "n_contributors"), by_layer(salf_run(name, rule), "weight_sum")
-    np.testing.assert_allclose(weight_sum, n / U / (1.0 if rule == "diluted" else q), rtol=1e-12)
-    np.testing.assert_array_equal(n, by_layer(salf_run(name), "n_contributors"))  # the same weather for every rule
+    result = salf_run(name, 100, rule)
+    n = by_layer(result, "n_contributors")
+    np.testing.assert_allclose(by_layer(result, "weight_sum"), n / U / (1.0 if rule == "diluted" else q), rtol=1e-12)
+    np.testing.assert_array_equal(n, by_layer(salf_run(name), "n_contributors")[:100])  # one weather for all rules
 
 
 def test_unequal_devices_leave_a_layer_empty_with_the_product_of_their_chances() -> None:

@@ -81,9 +81,10 @@ def scenario(folder: Path, world: World, policy: Mapping[str, Any], engine: str,
     train, test, shards = _indices(1797)
     np.savez(folder / "split.npz", train=train, test=test)
     np.savez(folder / "partition.npz", *shards)
-    weights = {f"fc{i}.linear.weight": weight for i, (weight, _) in enumerate(world.start, start=1)}
-    biases = {f"fc{i}.linear.bias": bias for i, (_, bias) in enumerate(world.start, start=1)}
-    np.savez(folder / "weights.npz", **weights, **biases)
+    tensors: dict[str, Any] = {}
+    for i, (weight, bias) in enumerate(world.start, start=1):
+        tensors |= {f"fc{i}.linear.weight": weight, f"fc{i}.linear.bias": bias}
+    np.savez(folder / "weights.npz", **tensors)
     return {
         "name": "by-hand",
         "fleet": {
