@@ -83,6 +83,10 @@ class SimServer:
     def send(self, devices: IntArray, task: Task) -> Jobs:
         self._count_verb()
         devices = np.asarray(devices, dtype=np.int64)
+        if not (devices[1:] > devices[:-1]).all():
+            named, n_times = np.unique(devices, return_counts=True)
+            if (n_times > 1).any():
+                raise ValueError(f"device {named[n_times > 1][0]} is named twice; a device has one task at a time")
         if self._jobs.is_busy[devices].any():
             busy = devices[self._jobs.is_busy[devices]][0]
             raise ValueError(f"device {busy} is busy; sample idle devices, or cancel its job first")
