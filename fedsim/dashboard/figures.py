@@ -20,6 +20,7 @@ N_BANDS = 8
 """More bands than this hide one another: then only the medians are drawn."""
 
 _GREY = "#888888"
+_WIDE = 8  # how many times longer the longest run must be for a logarithmic time axis
 
 
 def accuracy_over_time(frame: pd.DataFrame, styles: Styles, targets: Sequence[float] = ()) -> go.Figure:
@@ -27,7 +28,11 @@ def accuracy_over_time(frame: pd.DataFrame, styles: Styles, targets: Sequence[fl
 
     frame: `frames.accuracy_frame(runs, over="time_s")`.
     """
-    figure = _accuracy(frame, "time_s", styles, "simulated time (s)")
+    ends_s = frame.groupby("policy")["time_s"].max()
+    is_wide = ends_s.min() > 0 and ends_s.max() >= _WIDE * ends_s.min()
+    figure = _accuracy(frame, "time_s", styles, "simulated time (s), logarithmic" if is_wide else "simulated time (s)")
+    if is_wide:  # on a straight axis the soonest policies would share a few pixels; time 0 falls off a logarithmic one
+        figure.update_xaxes(type="log", dtick="D2")
     for target in targets:
         figure.add_hline(y=target, line={"dash": "dot", "width": 1, "color": _GREY})
         figure.add_annotation(

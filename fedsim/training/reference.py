@@ -28,7 +28,7 @@ def change(
 ) -> Tensors:
     """What contribution `k` changed since `start`, the model it pulled, `[parameter]`; zero in layers it lacks.
 
-    start may be the model's own scratch parameters' source only if the caller loads the model again afterwards.
+    The model's parameters are scratch space: they hold the device's own model afterwards.
     """
     model.load(start)
     delta = [torch.zeros_like(p) for p in start]
@@ -48,11 +48,13 @@ def change(
             if contributions.update == "accumulate":
                 torch._foreach_add_(moved, gradients, alpha=-rate)
                 continue
-            torch._foreach_mul_(v, training.momentum)
-            torch._foreach_add_(v, gradients)
-            torch._foreach_add_(here, v, alpha=-rate)
+            if training.momentum:
+                torch._foreach_mul_(v, training.momentum)
+                torch._foreach_add_(v, gradients)
+                gradients = list(v)
+            torch._foreach_add_(here, gradients, alpha=-rate)
             # Summed on its own: new minus old would cancel to four digits in float32.
-            torch._foreach_add_(moved, v, alpha=-rate)
+            torch._foreach_add_(moved, gradients, alpha=-rate)
     return delta
 
 

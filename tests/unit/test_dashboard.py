@@ -299,3 +299,12 @@ def test_nothing_here_imports_what_simulates_or_trains(folder):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.startswith(banned)], path
+
+
+@pytest.mark.parametrize(("longest_s", "kind"), [(79.0, None), (80.0, "log")])
+def test_the_time_axis_is_logarithmic_once_the_longest_run_is_eight_times_the_shortest(longest_s, kind):
+    rows = [("a", 0.0), ("a", 10.0), ("b", 0.0), ("b", longest_s)]
+    frame = pd.DataFrame(rows, columns=["policy", "time_s"]).assign(accuracy=0.5, low=0.5, high=0.5, n_seeds=1)
+    figure = figures.accuracy_over_time(frame, styles([("a", "a"), ("b", "b")]))
+    assert figure.layout.xaxis.type == kind
+    assert ("logarithmic" in figure.layout.xaxis.title.text) == (kind == "log")

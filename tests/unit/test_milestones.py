@@ -137,7 +137,7 @@ class TiesAtAnyHour:
         yield from server.wait(jobs, elapsed(100_000.1))
         server.cancel(jobs)
         for deadline_s in self.deadlines_s:
-            jobs = server.send(server.sample(), Task(n_steps=1))
+            jobs = server.send(server.sample(), Task(n_steps=1 if self.on_arrival else None))
             yield from server.wait(jobs, elapsed(deadline_s))
             if self.on_arrival:
                 arrived = server.take(jobs)

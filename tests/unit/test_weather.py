@@ -169,6 +169,18 @@ def test_unknown_transfer_times_leave_no_reach_probability():
         uplink_only.reach_probability(np.arange(2), 1.0, deadline_on="arrival")
 
 
+def test_a_depth_that_is_reached_exactly_at_the_deadline_is_certain():
+    """Download 0.5 s and 11/17 of a step for two layers; on arrival their 120 bytes at 960 bit/s besides."""
+    down, up = Link(rate_bits_per_s=3840.0), Link(rate_bits_per_s=960.0)
+    of = weather(Fleet(1, Compute(step_s=1.0), uplink=up, downlink=down))
+    reached_s = 0.5 + 11 / 17
+    np.testing.assert_array_equal(of.reach_probability(np.array([0]), reached_s), [[0.0, 1.0, 1.0]])
+    earlier_s = np.nextafter(reached_s, 0)
+    np.testing.assert_array_equal(of.reach_probability(np.array([0]), earlier_s), [[0.0, 0.0, 1.0]])
+    on_arrival = of.reach_probability(np.array([0]), reached_s + 1.0, deadline_on="arrival")
+    np.testing.assert_array_equal(on_arrival, [[0.0, 1.0, 1.0]])
+
+
 def test_two_random_factors_reach_a_depth_with_the_probability_that_their_product_allows():
     """task x step factor, both exponential, against 20,000 drawn tasks."""
     of = weather(Fleet(1, Compute(step_s=1.0, task_factor=Exponential(), step_factor=Exponential())))
