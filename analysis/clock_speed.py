@@ -118,7 +118,7 @@ def main() -> None:
         ("drop_stragglers/1000000", DropStragglers(deadline_s=0.8, local_steps=1)),
         ("salf/1000000", Salf(deadline_s=0.8)),
     ):
-        ours = np.median([ours_s(policy, 1_000_000, 2, by_task, None) for _ in range(5)])
+        ours = np.median([ours_s(policy, 1_000_000, 5, by_task, None) for _ in range(5)])
         rows.append({"case": name, "us_per_device_round": ours, "ratio_to_plain": None})
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from fedsim.facts import (
     AggregateReport,
@@ -30,6 +30,7 @@ class NoClosedForm(ValueError):
     """No exact expression holds here; the message names the assumption that failed."""
 
 
+@runtime_checkable
 class Law(Protocol):
     """A probability law; its unit is the unit of the key it stands under."""
 

@@ -69,7 +69,10 @@ class Luck:
         first = int(devices.min()) // _BLOCK
         span = int(devices.max()) + 1 - first * _BLOCK
         if span <= 256 * len(devices):
-            uniforms = self._at(first, step, task, lane).random(span)[devices - first * _BLOCK]
+            uniforms = self._at(first, step, task, lane).random(span)
+            start = int(devices[0]) - first * _BLOCK
+            is_range = start + len(devices) == span and bool((devices[1:] > devices[:-1]).all())
+            uniforms = uniforms[start:] if is_range else uniforms[devices - first * _BLOCK]
         else:  # few devices of a huge fleet: one address each costs less than the row between them
             uniforms = np.array(
                 [self._at(d // _BLOCK, step, task, lane).random(_BLOCK)[d % _BLOCK] for d in devices.tolist()]

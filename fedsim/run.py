@@ -20,6 +20,7 @@ from fedsim.records import SCHEMA_VERSION, Grid, Progress, RunBook
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.read import LoadedScenario
 from fedsim.scenario.schema import SeedSet
+from fedsim.timing.foresight import Foresight
 from fedsim.timing.server import SimServer
 from fedsim.timing.untrained import Untrained
 from fedsim.timing.weather import Weather
@@ -111,7 +112,7 @@ class World:
 
     def refuse_problems(self, contender: Contender) -> None:
         """Raises BadInput with the first thing that the policy finds wrong with this fleet and model."""
-        for problem in contender.policy.problems(self.weather):
+        for problem in contender.policy.problems(Foresight(self.weather)):
             key = problem.split(" ", 1)[0]
             raise BadInput(problem, at=(key,) if key in contender.parameters else ())
 

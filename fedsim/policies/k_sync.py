@@ -24,7 +24,7 @@ from fedsim.protocols import Rounds, Server, Setting, arrivals
 class KSync:
     """Wait for the k fastest.
 
-    k: uploads that the server waits for.
+    k: uploads that the server waits for; one that arrives at the very instant of the K-th counts too.
     """
 
     k: Annotated[int, Ge(1)]

@@ -22,7 +22,7 @@ from annotated_types import Ge
 
 from fedsim import weights
 from fedsim.delays import Positive
-from fedsim.facts import Array, Contributions, Task
+from fedsim.facts import Array, Contributions, IntArray, Task
 from fedsim.protocols import NoClosedForm, Rounds, Server, Setting, arrivals, elapsed, steps
 
 
@@ -80,16 +80,15 @@ class Salf:
                 reach = server.reach_probability(devices, self.deadline_s, deadline_on=self.deadline_on)
             else:
                 reach = np.broadcast_to(n_reached / n_seen, (len(devices), server.n_layers))
-            server.aggregate(
-                arrived, self._table(arrived, len(devices), reach[np.searchsorted(devices, arrived.device)], reach)
-            )
+            server.aggregate(arrived, self._table(arrived, devices, reach))
             n_seen, n_reached = n_seen + len(devices), n_reached + arrived.holds_layer.sum(axis=0)
 
-    def _table(self, arrived: Contributions, n_asked: int, own_reach: Array, reach: Array) -> Array:
-        """Weights `[contribution, layer]`; reach is q of everyone asked, own_reach that of the contributors."""
+    def _table(self, arrived: Contributions, devices: IntArray, reach: Array) -> Array:
+        """Weights `[contribution, layer]`; reach is q of everyone asked, `[device asked, layer]`."""
         if self.rule == "diluted":
-            return weights.diluted(arrived, n_asked)
+            return weights.diluted(arrived, len(devices))
         if self.rule == "inverse_probability":
-            return weights.diluted(arrived, n_asked) / np.where(own_reach > 0, own_reach, 1.0)
+            own = reach[np.searchsorted(devices, arrived.device)]
+            return weights.diluted(arrived, len(devices)) / np.where(own > 0, own, 1.0)
         p_l = np.zeros(reach.shape[1]) if self.p_l == "none" else np.prod(1.0 - reach, axis=0)
         return weights.layer_mean(arrived) / np.where(p_l < 1.0, 1.0 - p_l, 1.0)

@@ -15,6 +15,9 @@ def spent_flops(weather: Weather, devices: IntArray, depth: IntArray, progress: 
     """FLOPs of the whole steps over `depth` layers, and of the step under way its share by time, `[job]`."""
     plan, cost, step_flops = weather.plan, weather.reach_cost, weather.shape.step_flops
     whole = plan.rows_before(devices, progress.n_steps)
+    finished = np.asarray(whole * step_flops[depth])
+    if not (progress.step_share.any() or progress.partial_depth.any()):
+        return finished
     last = plan.rows_before(devices, progress.n_steps + 1) - whole
     forward = float(weather.shape.forward_flops.sum())
     under_way = np.interp(
@@ -23,7 +26,7 @@ def spent_flops(weather: Weather, devices: IntArray, depth: IntArray, progress: 
         np.concatenate([[0.0, forward], step_flops[1:]]),
     )
     reached = np.where(progress.partial_depth > 0, step_flops[progress.partial_depth], 0.0)
-    return whole * step_flops[depth] + last * np.where(progress.step_share > 0, np.maximum(under_way, reached), reached)
+    return finished + last * np.where(progress.step_share > 0, np.maximum(under_way, reached), reached)
 
 
 def close(
@@ -34,9 +37,7 @@ def close(
     elapsed, start = jobs.elapsed_s(devices, moment), jobs.start_s[devices]
     computed = np.where(jobs.has_happened(devices, jobs.computed_s[devices], moment), jobs.computed_s[devices], np.nan)
     arrived = np.where(jobs.has_happened(devices, jobs.arrived_s[devices], moment), jobs.arrived_s[devices], np.nan)
-    progress = Progress(
-        jobs.n_steps[devices].copy(), jobs.partial_depth[devices].copy(), jobs.step_share[devices].copy()
-    )
+    progress = Progress(jobs.n_steps[devices], jobs.partial_depth[devices], jobs.step_share[devices])
     under_way = np.flatnonzero(np.isnan(computed))
     if len(under_way):
         now = work.progress(rows[under_way], elapsed[under_way])
@@ -63,6 +64,9 @@ def close(
 
 def _share_passed(elapsed_s: Array, from_s: Array, until_s: Array) -> Array:
     """How much of a transfer between two offsets is done, 0 ... 1; 0 where it has not begun (NaN) or never ends."""
+    is_done = until_s <= elapsed_s
+    if is_done.all():
+        return np.ones(len(elapsed_s))
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(until_s <= elapsed_s, 1.0, (elapsed_s - from_s) / (until_s - from_s))
+        share = np.where(is_done, 1.0, (elapsed_s - from_s) / (until_s - from_s))
     return np.asarray(np.clip(np.nan_to_num(share, posinf=0.0), 0.0, 1.0))

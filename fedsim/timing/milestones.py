@@ -122,6 +122,8 @@ class Work:
     def step_end_s(self, n_steps: int) -> Array:
         """Offset at which a job finishes its `n_steps`-th step; infinite beyond its cap."""
         end = self.ready_s
+        if self.is_drawn:
+            return np.full(len(end), np.inf)  # only a stop ends such a job
         if self.is_regular:
             end = self._regular_end_s(slice(None), np.broadcast_to(np.int64(n_steps), end.shape))
             return np.where(self.cap >= n_steps, end, np.inf)
@@ -172,13 +174,11 @@ class Work:
         share = np.minimum(share, 1.0)
         if self.task.unit == "step":
             return Progress(n_steps, np.zeros_like(n_steps), share)
-        if self.is_drawn:
-            n_steps = np.zeros_like(n_steps)
-            partial = np.minimum(self.weather.drawn_depth(self.devices[rows], self.ordinals[rows]), self.depth[rows])
-        else:
-            partial = self._layers_done(rows, elapsed_s, n_steps, end_s, np.flatnonzero(is_running))
-        is_whole = partial == self.depth[rows]  # every layer of the step: the step
-        return Progress(n_steps + is_whole, np.where(is_whole, 0, partial), np.where(is_whole, 0.0, share))
+        if self.is_drawn:  # a depth law speaks of one step: all of its layers, or some
+            depth = np.minimum(self.weather.drawn_depth(self.devices[rows], self.ordinals[rows]), self.depth[rows])
+            is_whole = depth == self.depth[rows]
+            return Progress(is_whole.astype(np.int64), np.where(is_whole, 0, depth), np.where(is_whole, 0.0, share))
+        return Progress(n_steps, self._layers_done(rows, elapsed_s, n_steps, end_s, np.flatnonzero(is_running)), share)
 
     def _regular_steps(self, rows: IntArray, elapsed_s: Array) -> tuple[IntArray, Array, Array]:
         """Whole steps, the end of the last of them and of the next one."""
@@ -219,7 +219,8 @@ class Work:
             at = rows[mine]
             costs = self.weather.layer_costs(self.devices[at], self.ordinals[at], int(step))
             reached = end_s[mine, None] + self._full_step_s(at, int(step), 1) * costs
-            is_asked = np.arange(1, reached.shape[1] + 1) <= self.depth[at, None]
+            # The last layer asked for is the step's end, which alone decides about whole steps.
+            is_asked = np.arange(1, reached.shape[1] + 1) < self.depth[at, None]
             partial[mine] = ((reached <= elapsed_s[mine, None]) & is_asked).sum(axis=1)
         return partial
 

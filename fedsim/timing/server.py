@@ -17,6 +17,7 @@ from fedsim.randomness import Luck
 from fedsim.timing import accounting
 from fedsim.timing.book import Book, ClosedRound, Outcome, RunOver
 from fedsim.timing.clock import Clock
+from fedsim.timing.foresight import Foresight
 from fedsim.timing.live_jobs import LiveJobs, Moment
 from fedsim.timing.milestones import Progress, Work
 from fedsim.timing.weather import Weather
@@ -30,6 +31,7 @@ class SimServer:
 
     def __init__(self, weather: Weather, learner: Learner, book: Book, horizon_s: float = np.inf) -> None:
         self._weather, self._learner, self._book, self._horizon_s = weather, learner, book, horizon_s
+        self._foresight = Foresight(weather)
         self._clock = Clock()
         self._jobs = LiveJobs(weather.fleet.n_devices)
         self._moment = Moment(0.0, 0.0)
@@ -59,15 +61,15 @@ class SimServer:
         return self._weather.shape
 
     def expected_s(self, task: Task, devices: IntArray) -> Array:
-        return self._weather.expected_s(task, devices)
+        return self._foresight.expected_s(task, devices)
 
     def expected_compute_s(self, task: Task, devices: IntArray) -> Array:
-        return self._weather.expected_compute_s(task, devices)
+        return self._foresight.expected_compute_s(task, devices)
 
     def reach_probability(
         self, devices: IntArray, within_s: float, *, deadline_on: Literal["compute", "arrival"] = "compute"
     ) -> Array:
-        return self._weather.reach_probability(devices, within_s, deadline_on=deadline_on)
+        return self._foresight.reach_probability(devices, within_s, deadline_on=deadline_on)
 
     # ---- verbs that take no time --------------------------------------------------------------------------------
 

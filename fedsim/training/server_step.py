@@ -17,7 +17,9 @@ class ServerStep:
     def __init__(self, settings: ServerOptimizer | None, weights: Tensors) -> None:
         self._settings = settings
         self._momentum = [torch.zeros_like(w) for w in weights] if settings else []
-        self._second = [torch.zeros_like(w) for w in weights] if settings and settings.kind == "adam" else []
+        self._second: Tensors = []
+        if settings is not None and settings.kind == "adam":
+            self._second = [torch.full_like(w, settings.adaptivity**2) for w in weights]
 
     def apply(self, weights: Tensors, change: Tensors, touched: list[int]) -> None:
         """weights[i] moves by change[i] for each parameter i in `touched`."""

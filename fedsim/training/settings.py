@@ -43,7 +43,7 @@ class ServerOptimizer:
     """What the server does with the weighted sum of changes (Reddi et al., arXiv 2003.00295, Algorithm 2).
 
     sgd: velocity = momentum * velocity + sum; model += learning_rate * velocity. adam: FedAdam without bias correction,
-    `adaptivity` being tau, `momentum` and `second_momentum` its two decay rates. A layer whose weights are all zero is skipped, its state included.
+    `adaptivity` being tau (its second moment starts at tau^2), `momentum` and `second_momentum` its two decay rates. A layer whose weights are all zero is skipped, its state included.
     """
 
     kind: Literal["sgd", "adam"] = "sgd"

@@ -233,7 +233,7 @@ def harmonic(n: int) -> float:
 def test_k_sync_round_times_are_harmonic_sums(m: int, k: int) -> None:
     """mean (H_M - H_{M-K}), variance the sum of 1/j^2 over j = M-K+1 ... M; exactly K uploads enter."""
     compute = {"step_s": 2.0, "step_factor": {"kind": "exponential"}}
-    result = run(m, compute, {"kind": "k_sync", "k": k}, 1500, 5 * m + k)
+    result = run(m, compute, {"kind": "k_sync", "k": k}, 1000, 5 * m + k)
     variance = sum(1.0 / j**2 for j in range(m - k + 1, m + 1))
     assert_mean(lengths_s(result) / 2.0, harmonic(m) - harmonic(m - k), variance)
     assert set(result.tables["rounds"]["n_contributions"]) == {k}
@@ -248,7 +248,7 @@ def test_k_sync_waits_for_arrivals_and_not_for_computations() -> None:
     }
     links = {"uplink": uplink, "downlink": {"rate_bits_per_s": 1e30, "latency_s": 0.25}}
     compute = {"step_s": 1.0, "task_factor": {"kind": "exponential"}}
-    result = run(12, compute, {"kind": "k_sync", "k": 8}, 1500, 21, links=links)
+    result = run(12, compute, {"kind": "k_sync", "k": 8}, 1000, 21, links=links)
     mean, variance = moments(order_survival(8, 12, lambda t: 2 * np.exp(-t) - np.exp(-2 * t)), until=60.0)
     assert_mean(lengths_s(result), 0.25 + mean, variance)
 
@@ -293,7 +293,7 @@ def test_drop_stragglers_contributors_are_binomial(wait_out: bool) -> None:
     q = float(special.gammainc(u, deadline_s - 2 * LATENCY_S))
     compute = {"step_s": 1.0, "step_factor": {"kind": "exponential"}}
     policy = {"kind": "drop_stragglers", "local_steps": u, "deadline_s": deadline_s, "wait_out": wait_out}
-    result = run(m, compute, policy, 1500, 4, links=SLOW_LINKS)
+    result = run(m, compute, policy, 1000, 4, links=SLOW_LINKS)
     rounds = result.tables["rounds"]
     n = rounds["n_contributions"].astype(float)
     assert_mean(n, m * q, m * q * (1 - q))
@@ -307,7 +307,7 @@ def test_drop_stragglers_rounds_last_until_the_deadline_or_the_last_arrival() ->
     m, deadline_s = 3, 2.5
     compute = {"step_s": 1.0, "task_factor": {"kind": "exponential"}}
     policy = {"kind": "drop_stragglers", "local_steps": 1, "deadline_s": deadline_s}
-    early = lengths_s(run(m, compute, policy, 1500, 5, links=SLOW_LINKS))
+    early = lengths_s(run(m, compute, policy, 1000, 5, links=SLOW_LINKS))
     inside_s = deadline_s - 2 * LATENCY_S
     mean, variance = moments(lambda t: 1 - (1 - np.exp(-t)) ** m, until=inside_s)
     assert_mean(early, 2 * LATENCY_S + mean, variance)
@@ -320,7 +320,7 @@ def test_unequal_devices_are_in_time_each_with_its_own_probability() -> None:
     factors = np.array([0.25, 0.5, 1.0, 2.0, 8.0])
     compute = {"step_s": 1.0, "device_factor": factors.tolist(), "task_factor": {"kind": "weibull", "shape": 0.6}}
     policy = {"kind": "drop_stragglers", "local_steps": 2, "deadline_s": 1.5}
-    n = run(5, compute, policy, 1500, 6).tables["rounds"]["n_contributions"].astype(float)
+    n = run(5, compute, policy, 1000, 6).tables["rounds"]["n_contributions"].astype(float)
     # Weibull with mean 1: scale 1 / Gamma(1 + 1 / shape).
     q = stats.weibull_min.cdf(1.5 / (2 * factors), 0.6, scale=1 / special.gamma(1 + 1 / 0.6))
     assert_mean(n, q.sum(), (q * (1 - q)).sum())
@@ -331,7 +331,7 @@ def test_unequal_devices_are_in_time_each_with_its_own_probability() -> None:
 SALF_WIDTHS = [4, 6, 5, 3, 2]  # features, three hidden layers, classes: L = 4
 L = 4
 U = 6
-SALF_ROUNDS = 1200
+SALF_ROUNDS = 1000
 LAYERS = np.arange(1, L + 1)  # 1 at the input
 SALF_MODEL = {"kind": "mlp", "widths": SALF_WIDTHS[1:-1]}
 C = np.array(step_shares(tuple(SALF_WIDTHS)))[::-1]  # share of a step until layer l is done, from the input
@@ -502,7 +502,7 @@ def test_a_download_is_taken_off_salfs_deadline_and_on_arrival_each_depths_own_u
     cases = ((Asks("compute"), 0.0), (Asks("arrival"), 0.05 + suffix_bits / rate))
     for asks, up_s in cases:
         policy = {"kind": "salf", "deadline_s": T, "deadline_on": asks.deadline_on}
-        loaded = scenario(U, compute, policy, 1500, 30, model=SALF_MODEL, links=links)
+        loaded = scenario(U, compute, policy, 1000, 30, model=SALF_MODEL, links=links)
         q = -np.expm1(-np.maximum(T - down_s - up_s, 0.0) / (1.6 * C))
         np.testing.assert_allclose(reach_probability(loaded, asks), np.tile(q, (U, 1)), rtol=1e-12)
         n = by_layer(simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0]), "n_contributors")

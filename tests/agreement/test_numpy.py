@@ -327,13 +327,16 @@ def sgd_with_momentum(learning_rate: float, momentum: float) -> by_hand.ServerRu
 
 
 def fed_adam(learning_rate: float, beta_1: float, beta_2: float, tau: float) -> by_hand.ServerRule:
-    """arXiv 2003.00295, Algorithm 2: m = b1 m + (1 - b1) d, v = b2 v + (1 - b2) d^2, x += rate m / (sqrt(v) + tau)."""
+    """arXiv 2003.00295, Algorithm 2: m = b1 m + (1 - b1) d, v = b2 v + (1 - b2) d^2, x += rate m / (sqrt(v) + tau).
+
+    v starts at tau^2, the least that the algorithm allows.
+    """
     m: dict[int, by_hand.FloatArray] = {}
     v: dict[int, by_hand.FloatArray] = {}
 
     def rule(name: int, value: by_hand.FloatArray, change: by_hand.FloatArray) -> by_hand.FloatArray:
         m[name] = beta_1 * m.get(name, np.zeros_like(value)) + (1 - beta_1) * change
-        v[name] = beta_2 * v.get(name, np.zeros_like(value)) + (1 - beta_2) * change**2
+        v[name] = beta_2 * v.get(name, np.full_like(value, tau**2)) + (1 - beta_2) * change**2
         return value + learning_rate * m[name] / (np.sqrt(v[name]) + tau)
 
     return rule

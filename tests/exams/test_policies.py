@@ -28,6 +28,7 @@ from fedsim.delays import Exponential
 from fedsim.facts import BatchPlan
 from fedsim.scenario import shelves
 from fedsim.timing.fleet import Compute, Fleet, Link
+from fedsim.timing.foresight import Foresight
 from fedsim.timing.weather import Weather
 from tests.fakes import FakeLearner, FakeServer, equal_layers
 
@@ -65,7 +66,7 @@ def setting(n_devices=3, compute=None, **links):
     """Three devices and three equal layers, as a policy sees them before the first event."""
     fleet = Fleet(n_devices=n_devices, compute=compute or Compute(step_s=1.0), **links)
     plan = BatchPlan(equal_layers(n_devices).n_parameters, None)
-    return Weather(fleet, equal_layers(3), plan, fleet_seed=1, clock_seed=1)
+    return Foresight(Weather(fleet, equal_layers(3), plan, fleet_seed=1, clock_seed=1))
 
 
 # ---- every policy ---------------------------------------------------------------------------------------------------
