@@ -25,4 +25,8 @@ def read(folder: Path | str) -> list[Run]:
     from fedsim.statistics.reading import read_run, read_scenario  # pandas: not needed to import fedsim
 
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder; give a run's folder or a scenario's, such as runs/quickstart"
+        )
     return [read_run(folder)] if (folder / "manifest.json").is_file() else read_scenario(folder)

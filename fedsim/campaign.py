@@ -83,8 +83,13 @@ def run(
 ) -> Path:
     """Run a scenario, or these policy objects in place of its own; returns the folder that holds its runs.
 
-    A finished run of the same settings is kept as it is unless `again`. Raises ScenarioError on bad input.
+    A finished run of the same settings is kept as it is unless `again`. Writes run folders only; `fedsim report FOLDER`
+    makes summary and report of them. Raises ScenarioError on bad input.
     """
+    if n_jobs < 1:
+        raise ValueError(f"n_jobs is {n_jobs}; run in at least one process")
+    if policies is not None and not policies:
+        raise ValueError("policies is empty; give at least one, or leave it out for those of the scenario")
     loaded = scenario if policies is None else scenario.with_policies(policies)
     run_pairs(loaded, [pair for pair in pairs(loaded, out) if again or not pair.is_done], n_jobs=n_jobs)
     return Path(out) / loaded.scenario.name

@@ -65,7 +65,7 @@ def run(
         n_done = sum(pair.is_done for pair in pairs(loaded, out))
         error_console.print(f"Interrupted. {n_done} finished runs are whole; the same command goes on from there.")
         raise typer.Exit(130) from None
-    _conclude(out / loaded.scenario.name, [pair.folder for pair in pairs(loaded, out)])
+    _conclude_scenario(loaded, out)
 
 
 @app.command()
@@ -114,9 +114,21 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A scenario's folder, such as runs/quickstart.")],
 ) -> None:
     """Write summary.json, summary.csv and report.html anew from finished runs."""
+    from fedsim.statistics.reading import broken_folders, read_scenario
+
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder; give a scenario's folder of results, such as runs/quickstart")
-    _conclude(folder, None)
+    runs = read_scenario(folder)
+    for reason in broken_folders(folder):
+        error_console.print(f"Left out: {reason}", markup=False, highlight=False)
+    if not runs:
+        raise BadInput(f"{folder} holds no finished runs; give a scenario's folder of results, such as runs/quickstart")
+    if len({run.setting for run in runs}) > 1:
+        raise BadInput(
+            f"{folder} holds runs of different settings, which cannot be compared; run the scenario again, "
+            f"or move the old runs away"
+        )
+    _conclude(folder, runs)
 
 
 @app.command()
@@ -144,22 +156,29 @@ def _chosen(loaded: LoadedScenario, found: list[Pair], policy: str | None, seed:
     return [pair for pair in wanted if seed in (None, pair.seeds.seed)]
 
 
-def _conclude(folder: Path, run_folders: list[Path] | None) -> None:
-    """Summary, report, and the table that ends a run. run_folders: which runs; None: all that lie there."""
+def _conclude_scenario(loaded: LoadedScenario, out: Path) -> None:
+    """Conclude with the scenario's own runs; those of other settings are named and left out."""
+    from fedsim.campaign import pairs
+    from fedsim.statistics.reading import read_run
+
+    found = pairs(loaded, out)
+    stale = [pair.folder for pair in found if not pair.is_done and (pair.folder / "manifest.json").is_file()]
+    for folder in stale:
+        error_console.print(f"Left out: {folder} is a run of other settings, or damaged; run it anew", markup=False)
+    _conclude(out / loaded.scenario.name, [read_run(pair.folder) for pair in found if pair.is_done])
+
+
+def _conclude(folder: Path, runs: list[Run]) -> None:
+    """Summary, report, and the table that ends a run."""
     from fedsim.commands.ending import ending
     from fedsim.dashboard.report import write_report
-    from fedsim.statistics.reading import read_run, read_scenario
     from fedsim.statistics.summary import write_summary
 
-    runs: list[Run] = read_scenario(folder)
-    if run_folders is not None:
-        runs = [read_run(each) for each in run_folders if (each / "manifest.json").is_file()]
     write_summary(folder, runs)
     path = write_report(folder, runs)
-    if runs:
-        table, sentence = ending(runs)
-        out_console.print(table)
-        out_console.print(f"\n{escape(sentence)}", highlight=False, soft_wrap=True)
+    table, sentence = ending(runs)
+    out_console.print(table)
+    out_console.print(f"\n{escape(sentence)}", highlight=False, soft_wrap=True)
     out_console.print(f"Report: {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
@@ -171,6 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(str(problem))
     except BrokenPipeError:
         os._exit(1)  # whoever read our output has gone; there is nobody to tell
+    except OSError as problem:
+        _refuse(f"{problem.filename or 'the output'}: {problem.strerror or problem}; choose another place")
 
 
 def _refuse(line: str) -> Any:

@@ -22,6 +22,7 @@ from fedsim.timing.book import ClosedJobs, ClosedRound
 
 SCHEMA_VERSION = 1
 _COSTS = ("uploaded_bytes", "downloaded_bytes", "device_flops")
+_TABLES = ("rounds", "layers", "evaluations")
 Table = dict[str, list[Any]]
 
 
@@ -234,6 +235,8 @@ def _key(device: IntArray, ordinal: IntArray) -> IntArray:
 
 def partial_folder(folder: Path) -> Path:
     """Where a run that is not finished keeps its journal; made anew."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(20, "is in the way of a run's folder", str(folder))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -253,7 +256,9 @@ def write(folder: Path, partial: Path, tables: Mapping[str, Mapping[str, Any]], 
 
 
 def fingerprint_of(folder: Path) -> str | None:
-    """The fingerprint that a finished run was written with; None if there is no such run."""
+    """The fingerprint that a finished run was written with; None if there is no such run, or a table is gone."""
+    if not all((folder / f"{name}.parquet").is_file() for name in _TABLES):
+        return None
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         fingerprint = manifest["fingerprint"]

@@ -12,7 +12,7 @@ from fedsim.dashboard.tables import speed_up_words
 from fedsim.statistics.comparison import compare_targets, headline
 from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
-from fedsim.statistics.sentences import not_within
+from fedsim.statistics.sentences import NO_TARGET, NOTHING_TRAINED, not_within
 from fedsim.statistics.summary import summarise
 from fedsim.statistics.words import format_bytes, format_s, format_share
 
@@ -25,9 +25,9 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("policy", overflow="fold")
     for comparison in comparisons:
-        table.add_column(f"{comparison.target:.0%} after", justify="right")
+        table.add_column(f"{format_share(comparison.target)} after", justify="right")
     if first is not None and first.reference is not None:
-        table.add_column(f"times sooner than {first.reference}", justify="right")
+        table.add_column(escape(f"times sooner than {first.reference}"), justify="right")
     for name in ("accuracy", "rounds", "up", "used"):
         table.add_column(name, justify="right", no_wrap=True)
     for label in labels:
@@ -36,8 +36,10 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
         )
     if first is not None:
         return table, first.sentence
+    if all(run.evaluations.empty for run in runs):
+        return table, NOTHING_TRAINED
     all_said = compare_targets(runs)
-    return table, all_said[0].sentence if all_said else "No target is stated (evaluation.targets): nothing is ranked."
+    return table, all_said[0].sentence if all_said else NO_TARGET
 
 
 def _time(result: PolicyResult | None) -> str:

@@ -62,11 +62,14 @@ def problems(error: ValidationError, values: Any, schema: dict[str, Any], *, roo
         at = written_location(values, loc)
         found[(*at, loc[-1]) if detail["type"] == "missing" else at].append(detail)
     deeper = {at[:n] for at in found for n in range(len(at))}
+    for at in deeper & found.keys():  # a list counts as too short when one of its entries is wrong
+        found[at] = [detail for detail in found[at] if detail["type"] != "too_short"]
     for at in _misspelt(found, values, schema):
         del found[at]
     return [
         problem
         for at, details in found.items()
+        if details
         for problem in _about(at, _telling(details, is_explained_deeper=at in deeper), values, schema)
     ]
 

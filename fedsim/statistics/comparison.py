@@ -74,6 +74,8 @@ def _obstacle(runs: Sequence[Run]) -> str | None:
         return sentences.NO_RUNS
     if all(run.evaluations.empty for run in runs):
         return sentences.NOTHING_TRAINED
+    if all(run.outcome == "diverged" for run in runs):
+        return sentences.ALL_DIVERGED
     if any(run.grid_step_s is None or run.sustain_s is None for run in runs):
         return sentences.NO_GRID
     grids = {(run.grid_step_s, run.sustain_s) for run in runs}
@@ -113,8 +115,8 @@ def _results(observed: dict[str, list[_Observed]]) -> tuple[PolicyResult, ...]:
 
 
 def _reference(results: Sequence[PolicyResult]) -> PolicyResult | None:
-    """The slowest policy that reached the target under every seed; if only the best did, the slowest of all."""
-    if len(results) < 2:
+    """The slowest policy that reached the target under every seed; if only the best did, the slowest of all; none, if nobody did."""
+    if len(results) < 2 or not any(result.n_reached for result in results):
         return None
     others = [result for result in results[1:] if result.reached_always]
     return others[-1] if others else results[-1]

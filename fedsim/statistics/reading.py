@@ -15,6 +15,8 @@ from typing import Any
 
 import pandas as pd
 
+from fedsim.facts import BadInput
+
 SCHEMA_VERSION = 1
 
 COLUMNS = {
@@ -31,7 +33,7 @@ COLUMNS = {
 """The columns that every finished run has, table by table; `tasks` is optional."""
 
 
-class BrokenRunError(ValueError):
+class BrokenRunError(BadInput):
     """A folder that is not a finished run: which folder, what is wrong, and how to mend it."""
 
 
@@ -72,6 +74,12 @@ class Run:
     def outcome(self) -> str:
         """ "finished", "diverged", "stalled" or "interrupted"."""
         return str(self.manifest["outcome"]["kind"])
+
+    @property
+    def setting(self) -> str:
+        """All that the runs of one comparison share: the scenario without its policies and seeds, as text."""
+        shared = {key: value for key, value in self.manifest["scenario"].items() if key not in ("policies", "seeds")}
+        return json.dumps(shared, sort_keys=True)
 
     @property
     def simulated_s(self) -> float:
@@ -117,7 +125,7 @@ def read_run(folder: Path | str) -> Run:
         _ = (run.label, run.kind, run.seed, run.position, run.outcome, run.simulated_s)
         _ = (run.targets, run.grid_step_s, run.sustain_s, run.layer_names)
     except (KeyError, TypeError, ValueError) as error:
-        raise BrokenRunError(f"{folder}: manifest.json lacks or garbles {error}; run it again") from error
+        raise BrokenRunError(f"{folder}: manifest.json lacks or garbles {error}; run it again (--again)") from error
     return run
 
 
@@ -147,26 +155,28 @@ def _run_or_reason(folder: Path) -> Run | str:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.exists():
-        raise BrokenRunError(f"{folder}: no manifest.json, so the run has not finished; run it again")
+        raise BrokenRunError(f"{folder}: no manifest.json, so the run has not finished; run it again (--again)")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BrokenRunError(f"{folder}: manifest.json cannot be read ({error}); run it again") from error
+        raise BrokenRunError(f"{folder}: manifest.json cannot be read ({error}); run it again (--again)") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if not isinstance(manifest, dict) or version != SCHEMA_VERSION:
-        raise BrokenRunError(f"{folder}: written in format {version}, this fedsim reads {SCHEMA_VERSION}; run it again")
+        raise BrokenRunError(
+            f"{folder}: written in format {version}, this fedsim reads {SCHEMA_VERSION}; run it again (--again)"
+        )
     return manifest
 
 
 def _table(folder: Path, name: str, columns: list[str]) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     if not path.exists():
-        raise BrokenRunError(f"{folder}: no {path.name}, so the run has not finished; run it again")
+        raise BrokenRunError(f"{folder}: no {path.name}, so the run has not finished; run it again (--again)")
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise BrokenRunError(f"{folder}: {path.name} cannot be read ({error}); run it again") from error
+        raise BrokenRunError(f"{folder}: {path.name} cannot be read ({error}); run it again (--again)") from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise BrokenRunError(f"{folder}: {path.name} lacks the columns {', '.join(missing)}; run it again")
+        raise BrokenRunError(f"{folder}: {path.name} lacks the columns {', '.join(missing)}; run it again (--again)")
     return table

@@ -13,6 +13,7 @@ from fedsim.statistics.words import digits, format_ratio, format_s, format_share
 
 NO_RUNS = "There are no finished runs here. Run the scenario first: fedsim run SCENARIO."
 NOTHING_TRAINED = "Nothing was trained in these runs: the clock ran alone, so there is no accuracy to compare."
+ALL_DIVERGED = "Every run diverged: its weights were no longer finite. Lower the learning rates."
 NO_GRID = (
     "Times to accuracy are not compared: nothing fixes a common grid of evaluations. "
     "Set stop.simulated_s, or evaluation.every_s and evaluation.sustain_s."

@@ -62,8 +62,12 @@ def digests(folder: Path) -> dict[str, str]:
 def refusal(*arguments: object, cwd: Path, **environment: str) -> str:
     """The one line with which a command refuses its input."""
     done = fedsim_command(*arguments, cwd=cwd, **environment)
-    assert done.returncode == 2, done.stderr
     assert done.stdout == ""
+    return refusal_of(done)
+
+
+def refusal_of(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.strip()
@@ -243,3 +247,51 @@ def test_real_images_are_learnt_from(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "runs" / "small" / "summary.json").read_text())
     assert row["final_accuracy"] > 0.5  # ten classes: luck alone gives 0.1
+
+
+def test_runs_of_other_settings_are_never_compared_with_new_ones(tmp_path: Path) -> None:
+    """Their times mean something else: the winner could turn round."""
+    both = [{"kind": "k_sync", "k": 2}, {"kind": "k_sync", "k": 6}]
+    scenario = scenario_file(tmp_path, policies=both, seeds=[1])
+    assert fedsim_command("run", scenario, cwd=tmp_path).returncode == 0
+    faster = {"n_devices": 8, "compute": {"step_s": 0.1, "task_factor": {"kind": "exponential"}}}
+    scenario_file(tmp_path, policies=both, seeds=[1], fleet=faster)
+    done = fedsim_command("run", scenario, "--policy", "k_sync(k=2)", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Left out: runs/small/k_sync(k=6)/seed-1 is a run of other settings" in done.stderr
+    assert [row["policy"] for row in json.loads((tmp_path / "runs/small/summary.json").read_text())] == ["k_sync(k=2)"]
+    assert "different settings" in refusal("report", "runs/small", cwd=tmp_path)
+
+
+def test_a_damaged_run_is_named_and_run_anew(tmp_path: Path) -> None:
+    scenario = scenario_file(tmp_path, policies=[{"kind": "k_sync", "k": 2}], seeds=[1, 2])
+    assert fedsim_command("run", scenario, cwd=tmp_path).returncode == 0
+    lost, garbled = (tmp_path / "runs" / "small" / "k_sync" / f"seed-{seed}" / "rounds.parquet" for seed in (1, 2))
+    lost.unlink()
+    told = fedsim_command("report", "runs/small", cwd=tmp_path)
+    assert "Left out: runs/small/k_sync/seed-1: no rounds.parquet" in told.stderr
+    assert fedsim_command("run", scenario, cwd=tmp_path).returncode == 0
+    assert lost.is_file()
+    garbled.write_bytes(b"not a table")
+    line = refusal_of(fedsim_command("run", scenario, cwd=tmp_path))
+    assert "rounds.parquet cannot be read" in line
+    assert "--again" in line
+
+
+@pytest.mark.parametrize("out", ["afile", "afile/below"])
+def test_an_output_folder_that_cannot_be_is_refused_in_one_line(tmp_path: Path, out: str) -> None:
+    (tmp_path / "afile").write_text("in the way")
+    scenario_file(tmp_path)
+    assert "afile" in refusal("run", "small.yaml", "--out", out, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["empty", "missing"])
+def test_a_report_on_nothing_is_refused_and_writes_nothing(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    refusal("report", folder, cwd=tmp_path)
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_runs_that_all_diverged_are_told_to_learn_more_slowly(tmp_path: Path) -> None:
+    scenario = scenario_file(tmp_path, training={"learning_rate": 1e18}, seeds=[1], policies=[{"kind": "fedavg"}])
+    assert "Every run diverged" in fedsim_command("run", scenario, cwd=tmp_path).stdout
