@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -165,7 +166,10 @@ def _conclude_scenario(loaded: LoadedScenario, out: Path) -> None:
     stale = [pair.folder for pair in found if not pair.is_done and (pair.folder / "manifest.json").is_file()]
     for folder in stale:
         error_console.print(f"Left out: {folder} is a run of other settings, or damaged; run it anew", markup=False)
-    _conclude(out / loaded.scenario.name, [read_run(pair.folder) for pair in found if pair.is_done])
+    runs = [read_run(pair.folder) for pair in found if pair.is_done]
+    for run_ in runs:  # the scenario may have grown since a run that was kept
+        run_.manifest["position"] = [c.label for c in loaded.contenders].index(run_.label)
+    _conclude(out / loaded.scenario.name, runs)
 
 
 def _conclude(folder: Path, runs: list[Run]) -> None:
@@ -190,6 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(str(problem))
     except BrokenPipeError:
         os._exit(1)  # whoever read our output has gone; there is nobody to tell
+    except BrokenProcessPool:
+        _refuse("A worker process was killed, often for memory. Finished runs are kept; try again with fewer --jobs.")
     except OSError as problem:
         _refuse(f"{problem.filename or 'the output'}: {problem.strerror or problem}; choose another place")
 

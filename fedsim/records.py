@@ -78,7 +78,7 @@ class RunBook:
 
     def before_change(self, now_s: float) -> None:
         """Evaluate at every grid time before `now_s` that is not done yet: the model has not changed since."""
-        while self.grid is not None and (at_s := self._n_evaluations * self.grid.step_s) < now_s:
+        while self.grid is not None and (at_s := self._next_grid_s(self.grid)) < now_s:
             evaluation = self._evaluate(self.grid)
             if evaluation is None:
                 return
@@ -125,9 +125,10 @@ class RunBook:
 
     # ---- inside -------------------------------------------------------------------------------------------------
 
-    @property
-    def _n_evaluations(self) -> int:
-        return len(self.evaluations.get("time_s", ()))
+    def _next_grid_s(self, grid: Grid) -> float:
+        at_s = len(self.evaluations.get("time_s", ())) * grid.step_s
+        # 200 steps of horizon / 200 may miss the horizon by the last bit, and the last evaluation with it.
+        return self.horizon_s if abs(at_s - self.horizon_s) <= 1e-9 * grid.step_s else at_s
 
     def _evaluate(self, grid: Grid) -> Evaluation | None:
         if self._latest[0] != self._version:  # never the same weights twice
@@ -244,12 +245,14 @@ def partial_folder(folder: Path) -> Path:
 
 
 def write(folder: Path, partial: Path, tables: Mapping[str, Mapping[str, Any]], manifest: Mapping[str, Any]) -> None:
-    """Turn a partial folder into the run's own, in one step; an older run of that name is replaced."""
+    """Rename a partial folder, once it is whole, to the run's own; an older run of that name is removed just before."""
     import pandas as pd
 
     for name, columns in tables.items():
         pd.DataFrame(dict(columns)).to_parquet(partial / f"{name}.parquet", index=False)
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (partial / "manifest.json").write_text(
+        json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+    )
     (partial / "journal.jsonl").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

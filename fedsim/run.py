@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,7 +67,9 @@ def simulate(
     final = learner.evaluate()
     manifest = _manifest(loaded, contender, seeds) | {
         "outcome": {"kind": over.kind, "reason": over.reason, "round": book.n_closed, "simulated_s": server.now_s},
-        "final": None if final is None else {"accuracy": final.accuracy, "loss": final.loss},
+        "final": None
+        if final is None
+        else {"accuracy": final.accuracy, "loss": final.loss if np.isfinite(final.loss) else None},
         "layers": world.layers(),
         "kernels": getattr(learner, "kernels", {}),
     }
@@ -147,13 +150,15 @@ def check(
     contenders, seed_sets: those of the scenario if left out. Raises ScenarioError.
     """
     contenders = loaded.contenders if contenders is None else contenders
-    for seeds in loaded.scenario.seed_sets if seed_sets is None else seed_sets:
+    for n, seeds in enumerate(loaded.scenario.seed_sets if seed_sets is None else seed_sets):
         with _located(loaded, contenders[0]):
             world = World.of(loaded, seeds)
-            world.planned_for(contenders[0]).learner(loaded, contenders[0], seeds)
         for contender in contenders:
             with _located(loaded, contender):
-                world.planned_for(contender).refuse_problems(contender)
+                planned = world.planned_for(contender)
+                planned.refuse_problems(contender)
+                if n == 0:
+                    planned.learner(loaded, contender, seeds)
 
 
 @contextmanager
@@ -203,12 +208,31 @@ def _manifest(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> d
 
 
 def fingerprint(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> str:
-    """A digest of everything that decides this run: the scenario without the other policies and seeds, and fedsim."""
+    """A digest of everything that decides this run: the scenario without the other policies and seeds, the files that it
+    names, code that is not fedsim's own, and fedsim's version.
+    """
     resolved = loaded.resolved()
     own = resolved["policies"][loaded.contenders.index(contender)]
     purposes = [seeds.of(purpose) for purpose in ("init", "data", "fleet", "clock")]
     decides = {**resolved, "policies": [own], "seeds": purposes, "fedsim": _version("fedsim-clock")}
+    decides["files"] = [_digest(file) for file in _deciding_files(loaded, contender)]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _deciding_files(loaded: LoadedScenario, contender: Contender) -> list[str]:
+    settings = loaded.scenario.data
+    named = [settings.split_file, loaded.scenario.model.initial_weights, getattr(settings.partition, "path", None)]
+    items = [contender.policy, *([loaded.model, loaded.data] if loaded.scenario.train else [])]
+    for item in items:
+        code = getattr(item, "function", type(item))
+        if not code.__module__.startswith("fedsim."):
+            with suppress(TypeError, OSError):  # made in a notebook: there is no file to look at
+                named.append(inspect.getsourcefile(code))
+    return [file for file in named if file is not None]
+
+
+def _digest(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else "absent"
 
 
 def _version(distribution: str) -> str | None:

@@ -45,7 +45,7 @@ class STSyn:
         return [] if self.k <= n else [f"k is {self.k} but the fleet has {n} devices; choose 1..{n}"]
 
     def rounds(self, server: Server) -> Rounds:
-        cap = None if self.cap_factor is None else int(self.cap_factor * self.local_steps)
+        cap = None if self.cap_factor is None else int(self.cap_factor * self.local_steps + 1e-9)
         while True:
             jobs = server.send(server.sample(), Task(n_steps=cap))
             yield from server.wait(jobs, steps(n_jobs=self.k, n_steps=self.local_steps))  # the K-th fastest

@@ -72,7 +72,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """ "finished", "diverged", "stalled" or "interrupted"."""
+        """ "finished", "diverged" or "stalled"."""
         return str(self.manifest["outcome"]["kind"])
 
     @property

@@ -26,6 +26,13 @@ class UniformDepth:
     kind: Literal["uniform"] = "uniform"
 
 
+def _refuse_zero(name: str, stated: object) -> None:
+    """A discrete law may be 0 where a transfer may take no time, but work that takes none never ends."""
+    values = getattr(stated, "values", (getattr(stated, "value", 1.0),))
+    if min(values) <= 0:
+        raise ValueError(f"{name} can be 0 under its law; give values greater than 0")
+
+
 @dataclass(frozen=True)
 class Compute:
     """Seconds of a local step. Exactly one base: `step_s`, `layer_s` or `flops_per_s`.
@@ -55,6 +62,8 @@ class Compute:
         if len(bases) != 1:
             given = " and ".join(bases) or "none of them"
             raise ValueError(f"state one of step_s, layer_s, flops_per_s; {given} given")
+        for name in (*bases, "device_factor", "task_factor", "step_factor", "layer_factor"):
+            _refuse_zero(name, getattr(self, name))
         if self.forward_s and self.layer_s is None:
             raise ValueError(
                 "forward_s belongs to layer_s; with step_s or flops_per_s the forward pass has its share by FLOPs"
@@ -72,6 +81,9 @@ class Link:
     rate_bits_per_s: Quantity
     latency_s: QuantityOrZero = 0.0
     redrawn: Literal["device", "task"] = "device"
+
+    def __post_init__(self) -> None:
+        _refuse_zero("rate_bits_per_s", self.rate_bits_per_s)
 
 
 @dataclass(frozen=True)

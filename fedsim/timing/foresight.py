@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from fedsim.delays import Exponential
+from fedsim.delays import Classes, Constant, Empirical, Exponential
 from fedsim.facts import Array, IntArray, ModelShape, Task
 from fedsim.protocols import Law, NoClosedForm
 from fedsim.timing.fleet import Link
@@ -95,12 +95,9 @@ class Foresight:
         """`[device, depth 1...]`."""
         weather, compute, plan = self.weather, self.weather.fleet.compute, self.weather.plan
         everyone, depths = np.arange(self.n_devices), np.arange(1, self.n_layers + 1)
-        if compute.depth_law is not None:
-            lowest = compute.depth_law.lowest
-            law = np.minimum(1.0, (self.n_layers + 1 - depths) / (self.n_layers + 1 - lowest))
-            return np.broadcast_to(law, (self.n_devices, self.n_layers))
         for link in (weather.fleet.downlink, weather.fleet.uplink if deadline_on == "arrival" else None):
-            if link is not None and _is_redrawn(link):
+            is_needed = deadline_on == "arrival" or compute.depth_law is None
+            if link is not None and _is_redrawn(link) and is_needed:
                 raise NoClosedForm(
                     "needs transfer times that are fixed for each device; got a link redrawn for each task"
                 )
@@ -109,6 +106,12 @@ class Foresight:
         if deadline_on == "arrival":
             uploads_s = [weather.upload_s(everyone, no_task, np.full(self.n_devices, d)) for d in depths]
             ready_s = ready_s + np.stack(uploads_s, axis=1)
+        if compute.depth_law is not None:
+            n_values = self.n_layers + 1 - compute.depth_law.lowest
+            law = np.minimum(1.0, (self.n_layers + 1 - depths) / n_values)
+            # The deadline cuts a drawn depth only by what it leaves for transfers, and only if it bounds them.
+            fits = ready_s <= within_s if deadline_on == "arrival" else np.ones_like(ready_s, dtype=bool)
+            return np.asarray(law * np.broadcast_to(fits, (self.n_devices, self.n_layers)))
         step_s = weather.unit_s[:, None]
         if not plan.is_even:
             step_s = step_s * (plan.rows(everyone, 0, 1) / plan.full_rows(everyone)[:, None])
@@ -124,8 +127,8 @@ class Foresight:
         x = np.maximum(within_s - ready_s, 0.0) / (step_s * cost)
         if len(laws) == 1:
             return np.where(within_s > ready_s, laws[0].cdf(x), 0.0)
-        nodes, weights = _unit_nodes()
-        mixed = sum(w * laws[1].cdf(x / f) for w, f in zip(weights, laws[0].draw(nodes), strict=True))
+        first, second = sorted(laws, key=lambda law: not isinstance(law, Constant | Classes | Empirical))
+        mixed = sum(w * second.cdf(x / f) for f, w in zip(*_values(first), strict=True))
         return np.where(within_s > ready_s, mixed, 0.0)
 
     def _reach_by_layers(self, laws: Sequence[Law], step_s: Array, left_s: Array) -> Array:
@@ -155,6 +158,18 @@ def _mean_of_inverse(law: Law) -> float:
         raise NoClosedForm(f"infinite mean: rates of law {type(law).__name__} come too close to 0 bit/s")
     nodes, weights = _unit_nodes()
     return float(weights @ (1.0 / law.draw(nodes)))
+
+
+def _values(law: Law) -> tuple[Array, Array]:
+    """Values and weights over which a mean over the law is a sum: its own if it is discrete, else quadrature nodes."""
+    if isinstance(law, Constant):
+        return np.array([law.value]), np.ones(1)
+    if isinstance(law, Classes):
+        return np.asarray(law.values), np.asarray(law.shares)
+    if isinstance(law, Empirical):
+        return np.asarray(law.values), np.full(len(law.values), 1 / len(law.values))
+    nodes, weights = _unit_nodes()
+    return law.draw(nodes), weights
 
 
 def _unit_nodes(n: int = 400) -> tuple[Array, Array]:

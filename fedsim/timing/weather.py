@@ -6,7 +6,7 @@ Every duration is a function of (device, task ordinal, step), so all policies me
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -32,15 +32,18 @@ class Weather:
     plan: BatchPlan
     fleet_seed: int
     clock_seed: int
+    _drawn: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     # ---- persistent ---------------------------------------------------------------------------------------------
 
     def _persistent(self, stated: Stated, purpose: str) -> Array:
         """One value per device, kept for the whole run, `[device]`."""
         n = self.fleet.n_devices
-        if isinstance(stated, Law):
-            return stated.draw(Luck(self.fleet_seed, purpose).row(n))
-        return np.array(np.broadcast_to(np.asarray(stated, dtype=np.float64), (n,)))
+        if not isinstance(stated, Law):
+            return np.broadcast_to(np.asarray(stated, dtype=np.float64), (n,))
+        if purpose not in self._drawn:
+            self._drawn[purpose] = stated.draw(Luck(self.fleet_seed, purpose).row(n))
+        return self._drawn[purpose]
 
     @cached_property
     def reach_cost(self) -> Array:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import fedsim
@@ -161,7 +162,11 @@ def test_a_k_beyond_the_fleet_is_refused_with_its_line_and_a_remedy(tmp_path: Pa
         ({"model": {"kind": "cnn"}}, "cnn needs images"),
         ({"policies": [{"kind": "fedpmt"}]}, "state exactly one of budget_s and depths"),
         ({"policies": [{"kind": "fedpmt", "budget_s": 0.001}]}, "raise it"),
-        ({"training": {"device": "cuda"}}, "device is cuda but torch finds none"),
+        pytest.param(
+            {"training": {"device": "cuda"}},
+            "device is cuda but torch finds none",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA"),
+        ),
     ],
 )
 def test_what_only_data_model_or_fleet_can_tell_is_refused_in_one_line(

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fedsim.delays import Exponential, Gamma, Lognormal
+from fedsim.delays import Classes, Exponential, Gamma, Lognormal
 from fedsim.facts import BatchPlan, ModelShape, Task
 from fedsim.protocols import NoClosedForm
-from fedsim.timing.fleet import Compute, Fleet, Link
+from fedsim.timing.fleet import Compute, Fleet, Link, UniformDepth
 from fedsim.timing.foresight import Foresight
 from fedsim.timing.weather import Weather
 
@@ -79,3 +79,23 @@ def test_a_rate_that_comes_too_close_to_zero_has_no_mean_transfer_time(law):
     ahead = Foresight(weather(Fleet(2, uplink=Link(rate_bits_per_s=law, redrawn="task"))))
     with pytest.raises(NoClosedForm, match="infinite mean"):
         ahead.expected_s(Task(), np.arange(2))
+
+
+def test_a_drawn_depth_arrives_only_if_its_upload_fits_before_the_deadline():
+    """Uploads of 40, 120 and 240 bytes at 960 bit/s take 1/3, 1 and 2 s: within 1.5 s two layers at most arrive."""
+    compute = Compute(step_s=1.0, depth_law=UniformDepth(lowest=0))
+    ahead = Foresight(weather(Fleet(1, compute, uplink=Link(rate_bits_per_s=960.0))))
+    np.testing.assert_array_equal(ahead.reach_probability(np.array([0]), 1.5), [[0.25, 0.5, 0.75]])
+    on_arrival = ahead.reach_probability(np.array([0]), 1.5, deadline_on="arrival")
+    np.testing.assert_array_equal(on_arrival, [[0.0, 0.5, 0.75]])
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_two_factors_of_which_one_is_discrete_are_summed_over_its_values(is_first):
+    """P(C E <= x) = sum_i share_i (1 - exp(-x / value_i)), exactly."""
+    discrete, values, shares = Classes((0.5, 2.0), (0.25, 0.75)), np.array([0.5, 2.0]), np.array([0.25, 0.75])
+    factors = (discrete, Exponential()) if is_first else (Exponential(), discrete)
+    compute = Compute(step_s=1.0, task_factor=factors[0], step_factor=factors[1])
+    q = Foresight(weather(Fleet(1, compute))).reach_probability(np.array([0]), 0.8)[0]
+    x = 0.8 / (np.array([17, 11, 8]) / 17)
+    np.testing.assert_allclose(q, -np.expm1(-x[:, None] / values) @ shares, rtol=1e-13)
