@@ -183,6 +183,11 @@ class BatchPlan:
             return self.n_samples[devices]
         return np.broadcast_to(np.int64(self.batch_size), (len(devices),))
 
+    def most_rows(self, devices: IntArray) -> int:
+        """Rows of the largest step that any of these devices can have."""
+        full = self.full_rows(devices)
+        return int((full if self.with_replacement else np.minimum(full, self.n_samples[devices])).max(initial=1))
+
     @cached_property
     def is_even(self) -> bool:
         """Whether every step of every device has its full rows."""

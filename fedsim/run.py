@@ -124,7 +124,6 @@ class World:
             return Untrained(self.shape)
         from fedsim.training import build  # torch: a timing-only run must not pay for it
 
-        build.one_thread()
         chain = build.chain_of(loaded.model, self.dealt.data, init_seed=seeds.of("init"))
         return build.learner_of(
             chain,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from fedsim.facts import BatchPlan, IntArray
-from fedsim.randomness import Luck
+from fedsim.randomness import Luck, drawn, permuted
 
 
 @dataclass
@@ -21,23 +22,43 @@ class Batches:
     plan: BatchPlan
     samples: list[IntArray]
     luck: Luck
-    _epoch: tuple[tuple[int, int, int], IntArray] | None = field(default=None, repr=False)
+
+    @cached_property
+    def _flat(self) -> tuple[IntArray, IntArray]:
+        """All devices' rows one after another, and where each device's begin."""
+        ends = np.cumsum(self.plan.n_samples)
+        return np.concatenate(self.samples), ends - self.plan.n_samples
 
     def rows(self, device: int, ordinal: int, step: int) -> IntArray:
         """The step's samples, as rows of the training set."""
-        mine, size = self.samples[device], self.plan.batch_size
-        if size is None:
-            return mine
-        if self.plan.with_replacement:
-            return mine[self.luck.generator(device, ordinal, step).integers(len(mine), size=size)]
-        epoch, position = divmod(step, -(-len(mine) // size))
-        return self._permuted(device, ordinal, epoch)[position * size : (position + 1) * size]
+        return self.of_steps(np.array([device]), np.array([ordinal]), np.array([step]))[0]
 
-    def _permuted(self, device: int, ordinal: int, epoch: int) -> IntArray:
-        address = (device, ordinal, epoch)
-        if self._epoch is None or self._epoch[0] != address:  # the steps of one epoch follow each other
-            self._epoch = (address, self.luck.generator(*address).permutation(self.samples[device]))
-        return self._epoch[1]
+    def of_steps(self, device: IntArray, ordinal: IntArray, step: IntArray) -> tuple[IntArray, IntArray]:
+        """The samples of many steps, one step after another, and how many each has, `[step]`; all three `[step]`."""
+        n = self.plan.n_samples[device]
+        size = n if self.plan.batch_size is None else np.full(len(device), self.plan.batch_size)
+        if self.plan.batch_size is None:
+            n_rows, epoch, first = n, step, np.zeros_like(n)
+        elif self.plan.with_replacement:
+            n_rows, epoch, first = size, step, np.zeros_like(n)
+        else:
+            epoch, position = np.divmod(step, -(-n // size))
+            first = position * size
+            n_rows = np.minimum(size, n - first)
+        owner = np.repeat(np.arange(len(device)), n_rows)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(n_rows) - n_rows - first, n_rows)
+        flat, begins = self._flat
+        if self.plan.batch_size is not None:
+            choose = drawn if self.plan.with_replacement else permuted
+            within = choose(within, n[owner], self._keys(device, ordinal, epoch)[owner])
+        return flat[begins[device][owner] + within], n_rows
+
+    def _keys(self, device: IntArray, ordinal: IntArray, epoch: IntArray) -> np.ndarray:
+        keys = np.empty(len(device), dtype=np.uint64)
+        for e in np.unique(epoch).tolist():
+            mine = epoch == e
+            keys[mine] = self.luck.keys(device[mine], ordinal[mine], step=e)
+        return keys
 
 
 def plan_of(samples: list[IntArray], batch_size: int | str, batches: str) -> BatchPlan:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from fedsim.facts import BadInput, BatchPlan, LabelledData, ModelShape
 from fedsim.randomness import Luck
 from fedsim.training.batches import Batches
+from fedsim.training.choice import Traits
+from fedsim.training.cohort import Workbench
 from fedsim.training.dealing import Dealt
 from fedsim.training.layers import Chain, build_seeded, load_initial_weights, measure
 from fedsim.training.learner import TorchLearner
+from fedsim.training.machine import Chunks, chunk_rows, prepare
+from fedsim.training.passes import can_stack, linear_of
 from fedsim.training.resident import evaluation_rows, training_rows
 from fedsim.training.server_step import ServerStep
-from fedsim.training.settings import ServerOptimizer, Training
+from fedsim.training.settings import ServerOptimizer, Training, Tuning
 from fedsim.training.state import WorkingModel
+
+_PLAIN = Tuning(channels_last=False, written_out=False, pool_before_relu=False, matmul="highest")
 
 
 class Builder(Protocol):
     """A model of the shelf."""
 
     def build(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module: ...
-
-
-def one_thread() -> None:
-    """One torch thread per process: parallel runs share the cores, and the number of threads changes bits."""
-    torch.set_num_threads(1)
 
 
 def chain_of(model: Builder, data: LabelledData, *, init_seed: int) -> Chain:
@@ -69,20 +72,53 @@ def learner_of(
     Raises BadInput for a file that does not fit, and if `device: cuda` is asked for and there is none.
     """
     device, dtype = _device(training), getattr(torch, training.dtype)
+    tuning = training.tuning if training.engine == "auto" else _PLAIN
+    machine = prepare(tuning)
     chain.module.to(device, dtype)
     if initial_weights is not None:
         load_initial_weights(chain, initial_weights)
-    model = WorkingModel.of(chain, shape)
+    if tuning.channels_last:
+        chain.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    model = WorkingModel.of(chain, shape, tuning)
     weights = [parameter.detach().clone() for parameter in model.parameters]
+    traits = _traits(model, on_cuda=device.type == "cuda")
+    rows = chunk_rows(
+        tuning, device, int(shape.n_activations.sum()), is_flat=traits.n_linear == model.n_layers
+    )
     return TorchLearner(
-        model=model,
-        data=training_rows(dealt.data, device, dtype),
-        evaluation=evaluation_rows(dealt.data, device, dtype),
-        batches=Batches(plan, dealt.samples, Luck(data_seed, "batches")),
-        training=training,
+        at=Workbench(
+            model=model,
+            data=training_rows(dealt.data, device, dtype, channels_last=tuning.channels_last),
+            batches=Batches(plan, dealt.samples, Luck(data_seed, "batches")),
+            training=training,
+            chunks=Chunks(rows),
+        ),
+        traits=traits,
+        evaluation=evaluation_rows(dealt.data, device, dtype, channels_last=tuning.channels_last),
         server_step=ServerStep(server_optimizer, weights),
         weights=weights,
+        machine=machine | {"device": device.type, "chunk_rows": rows, "tuning": asdict(tuning)},
     )
+
+
+def _traits(model: WorkingModel, *, on_cuda: bool) -> Traits:
+    linear = [linear_of(block) for block in model.blocks]
+    n_linear = next((i for i, found in enumerate(reversed(linear)) if found is None), len(linear))
+    worth = [0.0 if f is None else _worth_rows(f[0].in_features, f[0].out_features) for f in linear]
+    n_stackable = next((i for i, block in enumerate(reversed(model.blocks)) if not can_stack(block)), len(linear))
+    return Traits(
+        n_linear=n_linear,
+        worth_rows=np.array(worth),
+        n_stackable=n_stackable,
+        n_activations=int(model.shape.n_activations.sum()),
+        n_parameters=np.append(0, np.cumsum(model.shape.n_parameters[::-1])),
+        on_cuda=on_cuda,
+        mixes_rows=False,
+    )
+
+
+def _worth_rows(n_in: int, n_out: int) -> float:
+    return n_in * n_out / (n_in + n_out)
 
 
 def _device(training: Training) -> torch.device:

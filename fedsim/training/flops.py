@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+_CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward
 
 
 class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -30,6 +33,15 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **kwargs)
-        if formula := flop_registry.get(func._overloadpacket):
+        if func._overloadpacket is _CONVOLUTION_BACKWARD:
+            self.flops += _convolution_backward(*args)
+        elif formula := flop_registry.get(func._overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=out)
         return out
+
+
+def _convolution_backward(gradient: Any, _: Any, weight: Any, *settings: Any) -> int:
+    """torch's own formula leaves out that a group sees its own channels only."""
+    wants_input, wants_weight, _ = settings[-1]
+    each: int = 2 * gradient.numel() * weight[0].numel()
+    return each * (bool(wants_input) + bool(wants_weight))

@@ -7,29 +7,33 @@ al., ICML 2013, in the form v = m v + (g + d x), x = x - learning_rate v.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
 from fedsim.facts import Contributions
-from fedsim.training.batches import Batches
-from fedsim.training.resident import Resident
+from fedsim.training.cohort import Cohort, Workbench
 from fedsim.training.settings import Training
-from fedsim.training.state import Tensors, WorkingModel
+from fedsim.training.state import Tensors
+
+NAME = "reference"
 
 
-def change(
-    model: WorkingModel,
-    start: Tensors,
-    contributions: Contributions,
-    k: int,
-    data: Resident,
-    batches: Batches,
-    training: Training,
-) -> Tensors:
+def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
+    """Add sum_k table[k, layer] * change_k to the sum that each contribution enters."""
+    for k in range(len(cohort)):
+        delta = change(cohort.start, cohort.contributions, k, at)
+        for i, layer in enumerate(at.model.layer_of):
+            changes[int(cohort.target[k])][i].add_(delta[i], alpha=float(cohort.table[k, layer]))
+
+
+def change(start: Tensors, contributions: Contributions, k: int, at: Workbench) -> Tensors:
     """What contribution `k` changed since `start`, the model it pulled, `[parameter]`; zero in layers it lacks.
 
     The model's parameters are scratch space: they hold the device's own model afterwards.
     """
+    model, training = at.model, at.training
     model.load(start)
     delta = [torch.zeros_like(p) for p in start]
     velocity = [torch.zeros_like(p) for p in start]
@@ -38,7 +42,7 @@ def change(
     n_steps, partial = int(contributions.n_steps[k]), int(contributions.partial_depth[k])
     depths = [int(contributions.task_depth[k])] * n_steps + ([partial] if partial else [])
     for step, depth in enumerate(depths):
-        x, labels = data.gather(batches.rows(device, ordinal, step))
+        x, labels = at.data.gather(at.batches.rows(device, ordinal, step))
         first = model.first_of(depth)
         gradients = model.suffix_gradients(x, lambda out, y=labels: functional.cross_entropy(out, y), depth)  # type: ignore[misc]
         here, moved, v = model.parameters[first:], delta[first:], velocity[first:]

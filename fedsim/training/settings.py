@@ -11,6 +11,27 @@ from fedsim.delays import NotNegative, Positive
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How torch is used on this machine. Nothing here changes a result beyond rounding; each can be switched off.
+
+    channels_last: images lie in memory pixel by pixel, all channels of one together.
+    written_out: backward passes of common operations are written out instead of recorded by autograd.
+    pool_before_relu: a max pool goes before the ReLU that precedes it; the values are the same.
+    keep_memory: freed memory is kept for the next batch instead of being handed back and page-faulted anew.
+    matmul: "highest" or "medium" is torch's setting; "auto" takes "medium" on processors where it is faster, if a small
+        product shows that it is as exact (it may mean bfloat16 elsewhere).
+    chunk_rows: rows that pass through the model at once; "auto" takes 64 where there are convolutions, else 2048.
+    """
+
+    channels_last: bool = True
+    written_out: bool = True
+    pool_before_relu: bool = True
+    keep_memory: bool = True
+    matmul: Literal["auto", "highest", "medium"] = "auto"
+    chunk_rows: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
 class Training:
     """Local training. A policy's entry may override any of these.
 
@@ -21,9 +42,10 @@ class Training:
     batches: "epochs" draws a fresh permutation for each task, device and epoch; "with_replacement" draws each row anew.
     learning_rate_decay: the learning rate is multiplied by this for every version of the global model.
     momentum: of the local steps; starts at zero in each task. dtype: precision of training and of the global model.
-    engine: "reference" trains one device at a time with the plain loop; "auto" batches cohorts where the result is
-        the same.
+    engine: "reference" trains one device at a time with the plain loop, "auto" chooses a faster kernel with the same
+        result for each group of contributions.
     device: where torch computes; "auto" takes CUDA if there is one.
+    tuning: how torch is used; leave it alone unless you measure.
     """
 
     local_steps: Annotated[int, Ge(1)] = 5
@@ -36,6 +58,7 @@ class Training:
     dtype: Literal["float32", "float64"] = "float32"
     engine: Literal["auto", "reference"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "cpu"
+    tuning: Tuning = Tuning()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.facts import ModelShape
+from fedsim.facts import IntArray, ModelShape
 from fedsim.training.layers import Chain
+from fedsim.training.passes import Block, blocks_of, can_stack
+from fedsim.training.settings import Tuning
 
 Tensors = list[Tensor]
 
@@ -18,6 +22,7 @@ Tensors = list[Tensor]
 class WorkingModel:
     """The one module that computes. Its parameters are scratch space: whoever uses them loads them first.
 
+    blocks: the chain's blocks ready for passes of some rows through some layers.
     layer_of: which layer each parameter belongs to, `[parameter]`, in the order from input to output.
     computed_flops: of all gradients computed so far, from the rows and layers that really went through.
     """
@@ -26,16 +31,23 @@ class WorkingModel:
     parameters: Tensors
     layer_of: tuple[int, ...]
     shape: ModelShape
+    blocks: list[Block] = field(repr=False)
     computed_flops: float = 0.0
 
     @classmethod
-    def of(cls, chain: Chain, shape: ModelShape) -> WorkingModel:
+    def of(cls, chain: Chain, shape: ModelShape, tuning: Tuning = Tuning()) -> WorkingModel:  # noqa: B008  # frozen
         parameters: Tensors = []
         layer_of: list[int] = []
         for layer in range(chain.n_layers):
             parameters += chain.parameters_of(layer)
             layer_of += [layer] * len(chain.parameters_of(layer))
-        return cls(chain, parameters, tuple(layer_of), shape)
+        blocks = blocks_of(
+            chain.blocks,
+            written=tuning.written_out,
+            pool_before_relu=tuning.pool_before_relu,
+            fold=tuning.channels_last,
+        )
+        return cls(chain, parameters, tuple(layer_of), shape, blocks)
 
     @property
     def n_layers(self) -> int:
@@ -43,12 +55,42 @@ class WorkingModel:
 
     def first_of(self, depth: int) -> int:
         """Index of the first parameter of the `depth` output-most layers."""
-        first_layer = self.n_layers - depth
-        return next((i for i, layer in enumerate(self.layer_of) if layer >= first_layer), len(self.layer_of))
+        return self._first_of[depth]
 
-    def load(self, values: Sequence[Tensor]) -> None:
+    @cached_property
+    def _first_of(self) -> list[int]:
+        n = self.n_layers
+        return [sum(layer < n - depth for layer in self.layer_of) for depth in range(n + 1)]
+
+    def parameters_of(self, layer: int) -> range:
+        """Indices of a layer's parameters."""
+        return range(self.first_of(self.n_layers - layer), self.first_of(self.n_layers - layer - 1))
+
+    def load(self, values: Sequence[Tensor], depth: int | None = None) -> None:
+        """Copy values into the parameters; only those of the `depth` output-most layers if it is stated."""
+        first = 0 if depth is None else self.first_of(depth)
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, list(values))
+            torch._foreach_copy_(self.parameters[first:], list(values[first:]))
+
+    def by_block(self, values: Sequence[Tensor], depth: int | None = None) -> list[Sequence[Tensor]]:
+        """These parameters of the `depth` output-most layers (all if None), `[block][parameter]`."""
+        depth = self.n_layers if depth is None else depth
+        first = self.first_of(depth)
+        layers = range(self.n_layers - depth, self.n_layers)
+        spans = [self.parameters_of(layer) for layer in layers]
+        return [values[span.start - first : span.stop - first] for span in spans]
+
+    def ready(self, values: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """These weights for a pass through the blocks; loaded into the modules where a block computes by them."""
+        if all(can_stack(block) for block in self.blocks):
+            return self.by_block(values)
+        self.load(values)
+        return self.by_block(self.parameters)
+
+    def count_rows(self, depths: IntArray) -> None:
+        """Rows have gone through, each training so many output-most layers, `[row]`."""
+        n_rows = np.bincount(depths, minlength=self.n_layers + 1)
+        self.computed_flops += float(n_rows @ self.shape.step_flops)
 
     def suffix_gradients(self, x: Tensor, loss_of: Callable[[Tensor], Tensor], depth: int) -> Tensors:
         """Gradients of `loss_of(output)` for the parameters of the `depth` output-most layers, `[parameter of suffix]`.
@@ -60,6 +102,7 @@ class WorkingModel:
         with torch.no_grad():
             for block in self.chain.blocks[:first_layer]:
                 x = block(x)
-        for block in self.chain.blocks[first_layer:]:
-            x = block(x)
-        return list(torch.autograd.grad(loss_of(x), self.parameters[self.first_of(depth) :]))
+        with torch.enable_grad():
+            for block in self.chain.blocks[first_layer:]:
+                x = block(x)
+            return list(torch.autograd.grad(loss_of(x), self.parameters[self.first_of(depth) :]))

@@ -200,7 +200,7 @@ def test_both_engines_give_the_same_model(table, settings):
         if engine == "reference":
             assert set(kernels) == {"reference"}
         elif table != "inverse probability":
-            assert kernels["one_step"] == 10  # 6 that reached something, and 4
+            assert kernels["one_batch"] == 10  # 6 that reached something, and 4
     assert relative_error(found[0], found[1], start) < 1e-10
 
 
@@ -227,7 +227,7 @@ def test_mixtures_of_old_versions_long_jobs_and_cohorts_agree_too():
         at.aggregate(work, version=1, kept=[0])
         found.append(at.values)
         if engine == "auto":
-            assert at.learner.kernels == {"one_step": 5, "reference": 2}
+            assert at.learner.kernels == {"one_batch": 6, "loop": 1}
     assert relative_error(found[0], found[1], start) < 1e-10
 
 
@@ -249,7 +249,7 @@ def test_a_zero_column_leaves_the_layer_bit_for_bit(engine, optimizer, column):
     table[:, column] = 0.0
     report = at.aggregate(again, table, version=1)
     assert report.version == 2
-    for i, layer in enumerate(at.learner.model.layer_of):
+    for i, layer in enumerate(at.learner.at.model.layer_of):
         assert torch.equal(before[i], at.learner.weights[i]) == (layer == column)
     if optimizer is not None and optimizer.kind == "sgd":
         # No change for anybody: what moves the skipped layer next is the whole of the old velocity, still undecayed.
@@ -257,7 +257,7 @@ def test_a_zero_column_leaves_the_layer_bit_for_bit(engine, optimizer, column):
         tiny = np.full((2, 3), 1e-300)
         at.aggregate(last, tiny, version=2)
         other.aggregate(at.work([0, 1], n_steps=1, version=1), tiny, version=1)
-        for i, layer in enumerate(at.learner.model.layer_of):
+        for i, layer in enumerate(at.learner.at.model.layer_of):
             if layer == column:
                 assert torch.equal(at.learner.weights[i], other.learner.weights[i])
 
@@ -292,7 +292,7 @@ def test_weights_scale_and_add_up_changes(engine):
 def gradient_at(at, values, device):
     """Of the mean cross-entropy over all of a device's rows, by torch alone."""
     leaves = [v.clone().requires_grad_() for v in values]
-    x, labels = at.learner.data.gather(at.learner.batches.samples[device])
+    x, labels = at.learner.at.data.gather(at.learner.at.batches.samples[device])
     for i in range(0, len(leaves), 2):
         x = x @ leaves[i].T + leaves[i + 1]
         x = x if i == len(leaves) - 2 else x.clamp(min=0)
@@ -333,7 +333,7 @@ def test_a_broken_off_step_moves_the_layers_it_reached_and_no_others():
     start = at.values
     at.aggregate(at.work([1], partial_depth=2))
     whole.aggregate(whole.work([1], n_steps=1))
-    for i, layer in enumerate(at.learner.model.layer_of):
+    for i, layer in enumerate(at.learner.at.model.layer_of):
         assert torch.equal(at.learner.weights[i], start[i] if layer == 0 else whole.learner.weights[i])
 
 
@@ -400,7 +400,7 @@ def test_evaluation_is_the_mean_over_the_first_rows_asked_for():
     at = bench("mlp", "auto")
     rows = at.learner.evaluation
     for n in (None, 700, 10, 513):
-        out = at.learner.model.chain.module(rows.inputs[:n]).detach()
+        out = at.learner.at.model.chain.module(rows.inputs[:n]).detach()
         found = at.learner.evaluate(n)
         assert found.loss == pytest.approx(float(functional.cross_entropy(out, rows.labels[:n])), rel=1e-12)
         assert found.accuracy == float((out.argmax(dim=1) == rows.labels[:n]).double().mean())

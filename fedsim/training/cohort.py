@@ -1,0 +1,93 @@
+"""What a kernel is given: contributions that pulled the same weights, their weight table, and a place to work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.facts import Array, BoolArray, Contributions, IntArray
+from fedsim.training.batches import Batches
+from fedsim.training.machine import Chunks
+from fedsim.training.resident import Resident
+from fedsim.training.settings import Training
+from fedsim.training.state import Tensors, WorkingModel
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Contributions of one start version.
+
+    start: the weights that they pulled, `[parameter]`. rate: their learning rate.
+    table: weights `[contribution, layer]`. target: which of the sums each enters, `[contribution]`.
+    """
+
+    start: Tensors
+    rate: float
+    contributions: Contributions
+    table: Array
+    target: IntArray
+
+    def __len__(self) -> int:
+        return len(self.contributions)
+
+    def where(self, rows: BoolArray | IntArray) -> Cohort:
+        return replace(
+            self, contributions=self.contributions.where(rows), table=self.table[rows], target=self.target[rows]
+        )
+
+
+@dataclass
+class Workbench:
+    """What every kernel works with: one model as scratch space, the resident data, the addressed batches."""
+
+    model: WorkingModel
+    data: Resident
+    batches: Batches
+    training: Training
+    chunks: Chunks
+
+    def gather(self, rows: IntArray) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of these rows of the training set."""
+        return self.data.gather(rows)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Local steps of a cohort's contributions, one row each.
+
+    owner: which contribution. step: its how-manieth. depth: layers that it trains.
+    """
+
+    owner: IntArray
+    step: IntArray
+    depth: IntArray
+
+    @classmethod
+    def of(cls, contributions: Contributions) -> Steps:
+        """Every step of every contribution, the unfinished one last."""
+        whole, partial = contributions.n_steps, contributions.partial_depth
+        n = whole + (partial > 0)
+        owner = np.repeat(np.arange(len(n)), n)
+        step = np.arange(len(owner)) - np.repeat(np.cumsum(n) - n, n)
+        depth = np.where(step < whole[owner], contributions.task_depth[owner], partial[owner])
+        return cls(owner, step, depth)
+
+    def where(self, rows: BoolArray | IntArray) -> Steps:
+        return Steps(self.owner[rows], self.step[rows], self.depth[rows])
+
+    def rows(self, contributions: Contributions, batches: Batches) -> tuple[IntArray, IntArray]:
+        """Their samples as rows of the training set, one step after another, and how many each has, `[step]`."""
+        return batches.of_steps(contributions.device[self.owner], contributions.ordinal[self.owner], self.step)
+
+
+def add_scaled(change: Tensors, parts: Sequence[Tensor], first: int, scales: Sequence[float]) -> None:
+    """change[i] += scales[i] * parts[i - first] for each parameter i from `first`."""
+    if len(set(scales[first:])) == 1:
+        torch._foreach_add_(change[first:], list(parts), alpha=scales[first])
+        return
+    for total, part, scale in zip(change[first:], parts, scales[first:], strict=True):
+        total.add_(part, alpha=scale)

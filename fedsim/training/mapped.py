@@ -1,0 +1,128 @@
+"""Several local steps with a copy of the weights for each device, stacked: one call moves all of them.
+
+For models so small that calls cost more than arithmetic, and for CUDA, where calls cost and arithmetic hardly does. On a
+CPU larger weights leave the cache. Devices that have finished drop out of the stack; steps of different size are trained
+apart, so that nothing is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from fedsim.facts import IntArray
+from fedsim.training import passes
+from fedsim.training.cohort import Cohort, Steps, Workbench
+from fedsim.training.state import Tensors
+
+NAME = "mapped"
+
+
+def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
+    """Add sum_k table[k, layer] * change_k to the sum that each contribution enters.
+
+    All contributions train the same suffix in whole steps and start from the same weights.
+    """
+    depth = int(cohort.contributions.task_depth[0])
+    cohort = cohort.where(np.argsort(-cohort.contributions.n_steps, kind="stable"))
+    steps = Steps.of(cohort.contributions)
+    _, n_rows = steps.rows(cohort.contributions, at.batches)
+    most_rows = int(np.bincount(steps.owner, n_rows).max(initial=1))
+
+    def train(begin: int, end: int) -> Callable[[], None]:
+        mine = cohort.where(np.arange(begin, end))
+        sums = _train(mine, depth, at)
+        return partial(_commit, changes, mine, sums, at)
+
+    at.chunks.each(len(cohort), train, rows_per_item=most_rows)
+
+
+def _train(cohort: Cohort, depth: int, at: Workbench) -> dict[int, Tensor]:
+    """What each device changed, by parameter, `[contribution, ...]`."""
+    model, settings, n = at.model, at.training, len(cohort)
+    first_layer = model.n_layers - depth
+    own = range(model.first_of(depth), len(model.parameters))
+    model.load(cohort.start)
+    gradients_of = _gradients(at, depth)
+    weights = {p: cohort.start[p].expand(n, *cohort.start[p].shape).contiguous() for p in own}
+    moved = {p: torch.zeros_like(weights[p]) for p in own}
+    velocity = {p: torch.zeros_like(weights[p]) for p in own} if settings.momentum else {}
+    for step in range(int(cohort.contributions.n_steps[0])):
+        active = int(np.count_nonzero(cohort.contributions.n_steps > step))
+        steps = Steps(np.arange(active), np.full(active, step), np.full(active, depth))
+        rows, n_rows = steps.rows(cohort.contributions, at.batches)
+        ends = np.cumsum(n_rows)
+        for size in np.unique(n_rows).tolist():
+            group = np.flatnonzero(n_rows == size)
+            x, labels = at.gather(np.concatenate([rows[ends[k] - size : ends[k]] for k in group]))
+            x = passes.outputs(model.blocks[:first_layer], model.ready(cohort.start), x)
+            found = gradients_of(
+                {p: _picked(w, group, n) for p, w in weights.items()},
+                x.view(len(group), size, *x.shape[1:])
+                if x.is_contiguous()
+                else x.reshape(len(group), size, *x.shape[1:]),
+                labels.view(len(group), size),
+            )
+            model.computed_flops += size * len(group) * float(model.shape.step_flops[depth])
+            _step(weights, moved, velocity, found, group, cohort.rate, at)
+    return moved
+
+
+def _step(
+    weights: dict[int, Tensor],
+    moved: dict[int, Tensor],
+    velocity: dict[int, Tensor],
+    found: dict[int, Tensor],
+    group: IntArray,
+    rate: float,
+    at: Workbench,
+) -> None:
+    settings = at.training
+    index = torch.from_numpy(group).to(next(iter(weights.values())).device)
+    for p, part in found.items():
+        if settings.weight_decay:
+            part = part.add(weights[p][index], alpha=settings.weight_decay)
+        if settings.momentum:
+            part = velocity[p][index].mul_(settings.momentum).add_(part)
+            velocity[p].index_copy_(0, index, part)
+        weights[p].index_add_(0, index, part, alpha=-rate)
+        moved[p].index_add_(0, index, part, alpha=-rate)
+
+
+def _gradients(at: Workbench, depth: int) -> Callable[..., dict[int, Tensor]]:
+    """Gradients of each device's mean loss: ({parameter: stacked}, inputs `[device, row, ...]`, labels) -> the same."""
+    first_layer = at.model.n_layers - depth
+    names = {}  # of each parameter within its block, in the order of the flat list
+    for layer in range(first_layer, at.model.n_layers):
+        block = at.model.chain.blocks[layer]
+        names[layer] = list(zip(at.model.parameters_of(layer), dict(block.named_parameters()), strict=True))
+
+    def loss(weights: dict[int, Tensor], x: Tensor, labels: Tensor) -> Tensor:
+        for layer, own in names.items():
+            x = functional_call(at.model.chain.blocks[layer], {name: weights[p] for p, name in own}, (x,))
+        return functional.cross_entropy(x, labels)
+
+    stacked: Callable[..., dict[int, Tensor]] = vmap(grad(loss))
+    return stacked
+
+
+def _picked(stack: Tensor, group: IntArray, n: int) -> Tensor:
+    if len(group) == n:
+        return stack
+    if len(group) == group[-1] + 1:
+        return stack[: len(group)]
+    return stack[torch.from_numpy(group).to(stack.device)]
+
+
+def _commit(changes: Sequence[Tensors], cohort: Cohort, moved: dict[int, Tensor], at: Workbench) -> None:
+    for target in np.unique(cohort.target).tolist():
+        mine = cohort.target == target
+        for p, stack in moved.items():
+            weights = torch.from_numpy(cohort.table[:, at.model.layer_of[p]] * mine).to(stack)
+            changes[target][p].add_(torch.tensordot(weights, stack, dims=1))

@@ -1,0 +1,185 @@
+"""Several local steps with weights of their own for each device, some devices at a time in one stack.
+
+One call moves the whole stack: batched products for fully connected layers, grouped convolutions for images, whose
+channels lie side by side. That saves calls, and fills vector units that the few channels of a small network would leave
+half empty. The stack is kept small enough for the cache. Devices that have finished drop out of it; where steps differ in
+size, those of one size go together, so that nothing is padded. FLOPs equal those of the plain loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.facts import IntArray
+from fedsim.training import passes
+from fedsim.training.cohort import Cohort, Steps, Workbench
+from fedsim.training.operations import ALL, Flatten, Linear
+from fedsim.training.passes import Block
+from fedsim.training.state import Tensors
+
+NAME = "stacked"
+_ACTIVATIONS = 380_000  # of a stack's step, at the boundaries of blocks: fixed, because a stack's size changes bits
+_PARAMETERS = 2_000_000
+_MOST = 16
+
+
+def stack_size(n_activations: int, n_parameters: int, n_rows: int) -> int:
+    """Devices in a stack: a power of two, by what fits the cache. n_activations, n_parameters: of the model."""
+    most = min(_MOST, _ACTIVATIONS // max(1, n_rows * n_activations), _PARAMETERS // max(1, n_parameters))
+    return 1 << (max(1, most).bit_length() - 1)
+
+
+def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
+    """Add sum_k table[k, layer] * change_k to the sum that each contribution enters.
+
+    All contributions train the same suffix in whole steps, and its blocks can be stacked.
+    """
+    depth = int(cohort.contributions.task_depth[0])
+    cohort = cohort.where(np.argsort(-cohort.contributions.n_steps, kind="stable"))
+    shape = at.model.shape
+    n_rows = int(at.batches.plan.most_rows(cohort.contributions.device))
+    size = stack_size(int(shape.n_activations.sum()), int(shape.n_parameters[-depth:].sum()), n_rows)
+
+    def train(begin: int, end: int) -> Callable[[], None]:
+        mine = cohort.where(np.arange(begin, end))
+        return partial(_commit, changes, _train(mine, depth, at), at.model.first_of(depth))
+
+    at.chunks.each(len(cohort), train, rows_per_item=max(1, at.chunks.n_rows // size))
+
+
+def _train(cohort: Cohort, depth: int, at: Workbench) -> dict[int, Tensors]:
+    """What one stack of devices adds to each sum, `[parameter of the suffix]`."""
+    model, settings = at.model, at.training
+    first, n = model.first_of(depth), len(cohort)
+    n_steps = cohort.contributions.n_steps
+    start = cohort.start[first:]
+    stack = [p.repeat(n, *[1] * (p.dim() - 1)) for p in start]
+    velocity = [torch.zeros_like(p) for p in stack] if settings.momentum else []
+    sums = {target: [torch.zeros_like(p) for p in start] for target in np.unique(cohort.target).tolist()}
+    table = -cohort.rate * cohort.table[:, list(model.layer_of[first:])]
+    block = model.blocks[model.n_layers - depth]
+    for step, batches in enumerate(_batches(cohort, depth, at)):
+        last = n_steps == step + 1
+        for group, rows, labels in batches:
+            x = _arranged(rows, len(group), block)
+            own = [_picked(p, group, n) for p in stack]
+            parts = _gradients(own, x, labels, len(group), depth, at)
+            if settings.weight_decay:
+                torch._foreach_add_(parts, own, alpha=settings.weight_decay)
+            if settings.momentum:
+                for v, part in zip(velocity, parts, strict=True):
+                    part.add_(_picked(v, group, n), alpha=settings.momentum)
+                    _put(v, group, n, part)
+            for target, total in sums.items():
+                _add_weighted(total, parts, table[group] * (cohort.target[group] == target)[:, None])
+            if not last[group].all():
+                torch._foreach_add_(own, parts, alpha=-cohort.rate)
+                for p, mine in zip(stack, own, strict=True):
+                    _put(p, group, n, mine)
+    return sums
+
+
+_Batch = tuple[IntArray, Tensor, Tensor]  # devices of the stack, inputs of the suffix, labels
+
+
+def _batches(cohort: Cohort, depth: int, at: Workbench) -> list[list[_Batch]]:
+    """For each step, the batches of each size; gathered, and taken through the frozen layers, all at once."""
+    model = at.model
+    first_layer = model.n_layers - depth
+    steps = Steps.of(cohort.contributions)
+    steps = steps.where(np.argsort(steps.step, kind="stable"))  # then by device
+    rows, n_rows = steps.rows(cohort.contributions, at.batches)
+    x, labels = at.gather(rows)
+    if first_layer:
+        x = passes.outputs(model.blocks[:first_layer], model.ready(cohort.start), x)
+    model.computed_flops += len(x) * float(model.shape.step_flops[depth])
+    begins = np.cumsum(n_rows) - n_rows
+    found = []
+    for step in range(int(cohort.contributions.n_steps[0])):
+        mine = np.flatnonzero(steps.step == step)
+        sizes = n_rows[mine]
+        if (sizes == sizes[0]).all():
+            here = slice(begins[mine[0]], begins[mine[-1]] + sizes[0])
+            found.append([(steps.owner[mine], x[here], labels[here])])
+            continue
+        batches = []
+        for size in np.unique(sizes).tolist():
+            group = mine[sizes == size]
+            index = torch.from_numpy((begins[group][:, None] + np.arange(size)).ravel()).to(labels.device)
+            batches.append((steps.owner[group], x[index], labels[index]))
+        found.append(batches)
+    return found
+
+
+def _arranged(x: Tensor, n: int, block: Block) -> Tensor:
+    """Rows of n devices, one device after another, as a stack's inputs (see `operations`)."""
+    if n == 1:  # no stack: ordinary rows
+        return x
+    operations = getattr(block, "operations", ())
+    if x.dim() == 2 or (operations and isinstance(operations[0], Flatten | Linear)):
+        return x.flatten(1).view(n, len(x) // n, -1)
+    _, c, h, w = x.shape
+    return passes.side_by_side(x.permute(0, 2, 3, 1).reshape(n, len(x) // n, h, w, c))
+
+
+def _gradients(own: Tensors, x: Tensor, labels: Tensor, n: int, depth: int, at: Workbench) -> Tensors:
+    blocks = at.model.blocks[at.model.n_layers - depth :]
+    weights, reach = at.model.by_block(own, depth), [ALL] * depth
+    out, tapes = passes.forward(blocks, weights, x, reach, n)
+    flat = out.flatten(0, 1) if out.dim() == 3 else out
+    gradient = passes.loss_gradient(flat, labels, flat.new_full((1, 1), n / len(flat))).view(out.shape)
+    found = [part for _, part, _ in passes.backward(blocks, weights, tapes, gradient, reach)]
+    return [part for parts in reversed(found) for part in parts]
+
+
+def _picked(stack: Tensor, group: IntArray, n: int) -> Tensor:
+    """The parameters of these devices out of a stack of n: a view if they are the first."""
+    if len(group) == n:
+        return stack
+    each = len(stack) // n
+    if group[-1] == len(group) - 1:
+        return stack[: len(group) * each]
+    return stack[_rows(group, each, stack)]
+
+
+def _put(stack: Tensor, group: IntArray, n: int, values: Tensor) -> None:
+    """Write back what `_picked` gave, changed; nothing to do where it was a view and was changed in place."""
+    each = len(stack) // n
+    if len(group) == n or group[-1] == len(group) - 1:
+        here = stack[: len(group) * each]
+        if here.data_ptr() != values.data_ptr():
+            here.copy_(values)
+    else:
+        stack.index_copy_(0, _rows(group, each, stack), values)
+
+
+def _rows(group: IntArray, each: int, like: Tensor) -> Tensor:
+    return torch.from_numpy((group[:, None] * each + np.arange(each)).ravel()).to(like.device)
+
+
+def _add_weighted(total: Tensors, parts: Tensors, table: np.ndarray) -> None:
+    """total[i] += sum_device table[device, i] * parts[i] of the device."""
+    if not table.any():
+        return
+    for i, (sum_, part) in enumerate(zip(total, parts, strict=True)):
+        scales = torch.from_numpy(table[:, i]).to(part)
+        flat = _as_it_lies(sum_)
+        flat.addmv_(_as_it_lies(part, sum_).view(len(table), -1).t(), scales)
+
+
+def _as_it_lies(t: Tensor, like: Tensor | None = None) -> Tensor:
+    """Elements in the order of memory, as one line; in that of `like` if it is given."""
+    like = t if like is None else like
+    if like.dim() == 4 and not like.is_contiguous():
+        return t.permute(0, 2, 3, 1).reshape(-1) if like is not t else t.permute(0, 2, 3, 1).view(-1)
+    return t.reshape(-1) if like is not t else t.view(-1)
+
+
+def _commit(changes: Sequence[Tensors], sums: dict[int, Tensors], first: int) -> None:
+    for target, total in sums.items():
+        torch._foreach_add_(changes[target][first:], total)
