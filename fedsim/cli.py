@@ -66,7 +66,7 @@ def run(
         n_done = sum(pair.is_done for pair in pairs(loaded, out))
         error_console.print(f"Interrupted. {n_done} finished runs are whole; the same command goes on from there.")
         raise typer.Exit(130) from None
-    _conclude_scenario(loaded, out)
+    _conclude_scenario(loaded, out, chosen)
 
 
 @app.command()
@@ -157,9 +157,13 @@ def _chosen(loaded: LoadedScenario, found: list[Pair], policy: str | None, seed:
     return [pair for pair in wanted if seed in (None, pair.seeds.seed)]
 
 
-def _conclude_scenario(loaded: LoadedScenario, out: Path) -> None:
-    """Conclude with the scenario's own runs; those of other settings are named and left out."""
+def _conclude_scenario(loaded: LoadedScenario, out: Path, chosen: list[Pair]) -> None:
+    """Conclude with the scenario's own runs; those of other settings are named and left out.
+
+    chosen: those that this command was asked for, of which it also says where real time went and what they note.
+    """
     from fedsim.campaign import pairs
+    from fedsim.commands.ending import notes, real_time
     from fedsim.statistics.reading import read_run
 
     found = pairs(loaded, out)
@@ -170,6 +174,12 @@ def _conclude_scenario(loaded: LoadedScenario, out: Path) -> None:
     for run_ in runs:  # the scenario may have grown since a run that was kept
         run_.manifest["position"] = [c.label for c in loaded.contenders].index(run_.label)
     _conclude(out / loaded.scenario.name, runs)
+    asked_for = {pair.folder for pair in chosen}
+    own = [run_ for run_ in runs if run_.folder in asked_for]
+    for line in (line for run_ in own for line in notes(run_)):
+        error_console.print(line, markup=False, highlight=False)
+    if (line := real_time(own)) is not None:
+        out_console.print(line, highlight=False, soft_wrap=True)
 
 
 def _conclude(folder: Path, runs: list[Run]) -> None:

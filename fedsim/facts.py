@@ -225,6 +225,10 @@ class BatchPlan:
         return np.asarray(epochs * steps_per_epoch + np.minimum(rest // full, steps_per_epoch - 1)).astype(np.int64)
 
 
+Wanted = Literal["update_norm", "update_distance"]
+"""Per device and layer: the squared norm of its change, and its squared distance from the weighted sum of changes."""
+
+
 @dataclass(frozen=True)
 class AggregateRequest:
     """`new_l = old_l + sum_k weights[k, l] * delta_k,l`, for the learner to carry out.
@@ -233,6 +237,7 @@ class AggregateRequest:
         model of now ("from_now": FedAsync's mixing).
     kept_versions: besides the newest, the only versions that later requests can name (jobs under way pulled them); the
         learner may forget all others.
+    wanted: statistics of the devices' updates that the report should carry.
     """
 
     contributions: Contributions
@@ -240,18 +245,42 @@ class AggregateRequest:
     base: Literal["from_start", "from_now"]
     version: int
     kept_versions: IntArray
+    wanted: frozenset[Wanted] = frozenset()
+
+    @property
+    def used(self) -> tuple[Contributions, Array]:
+        """The contributions that enter with some weight in a layer they hold, and their weights there."""
+        held = np.where(self.contributions.holds_layer, self.weights, 0.0)
+        rows = np.flatnonzero(held.any(axis=1))
+        return self.contributions.where(rows), held[rows]
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """How the devices' updates looked, layer by layer, `[contribution, layer]`; 0 in layers that were not held.
+
+    device: whose, `[contribution]`. squared_norm: of the device's change. squared_distance: of its change from the
+        weighted sum of all changes; None if it was not wanted.
+    """
+
+    device: IntArray
+    squared_norm: Array
+    squared_distance: Array | None
 
 
 @dataclass(frozen=True)
 class AggregateReport:
     """What came of an aggregate. `version` grows only if the model changed.
 
-    computed_flops: what the learner really computed; equals what the used contributions cost their devices.
+    computed_flops: what the learner really computed; equals what the used contributions cost their devices, unless a
+        kernel states its own count.
+    statistics: what the request wanted.
     """
 
     version: int
     is_finite: bool
     computed_flops: float
+    statistics: LayerStatistics | None = None
 
 
 @dataclass(frozen=True)

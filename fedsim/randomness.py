@@ -131,13 +131,16 @@ def _ranks(positions: IntArray, n: IntArray, key: Words) -> IntArray:
     key = _mixed(key)
     word = _mixed(key + positions.astype(np.uint64) * _GOLDEN)
     others = (_mixed(key + np.full_like(key, j) * _GOLDEN) for j in range(_FEW))
-    return sum(((other < word) & (j < n) for j, other in enumerate(others)), start=np.zeros_like(n))
+    ranks = np.zeros_like(n)
+    for j, other in enumerate(others):
+        ranks += (other < word) & (j < n)
+    return ranks
 
 
 def drawn(positions: IntArray, n: IntArray, key: Words) -> IntArray:
     """A draw from 0 ... n-1 with replacement for each position under its key, `[draw]`."""
     words = _mixed(_mixed(key) + positions.astype(np.uint64) * _GOLDEN)
-    return np.floor((words >> np.uint64(11)) * 2.0**-53 * n).astype(np.int64)
+    return np.asarray(np.floor((words >> np.uint64(11)) * 2.0**-53 * n), dtype=np.int64)
 
 
 def _feistel(x: Words, width: Words, height: Words, keys: list[Words]) -> Words:

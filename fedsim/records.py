@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fedsim.evaluations import Evaluations, Grid
 from fedsim.facts import BoolArray, Evaluation, IntArray
 from fedsim.protocols import Learner
 from fedsim.timing.book import ClosedJobs, ClosedRound
@@ -24,19 +25,6 @@ SCHEMA_VERSION = 1
 _COSTS = ("uploaded_bytes", "downloaded_bytes", "device_flops")
 _TABLES = ("rounds", "layers", "evaluations")
 Table = dict[str, list[Any]]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """When the model is evaluated: at 0, step_s, 2 step_s, ...; on `n_rows` rows (all if None).
-
-    targets are accuracies; sustain_s is how long one must be held to count as reached.
-    """
-
-    step_s: float
-    n_rows: int | None = None
-    targets: tuple[float, ...] = ()
-    sustain_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +41,8 @@ class Progress:
 class RunBook:
     """Keeps the tables of one run and says when it is over. Implements `fedsim.timing.book.Book`.
 
-    at_targets: stop when every target has been sustained. journal: an open text file that gets a line per round.
+    grid: when the model is evaluated; None: never. at_targets: stop when every target has been sustained. journal: an
+    open text file that gets a line per round.
     """
 
     learner: Learner
@@ -66,31 +55,20 @@ class RunBook:
     journal: IO[str] | None = None
     rounds: Table = field(default_factory=dict)
     layers: Table = field(default_factory=dict)
-    evaluations: Table = field(default_factory=dict)
     _tasks: list[tuple[ClosedJobs, int, BoolArray]] = field(default_factory=list)
     _unresolved: list[ClosedJobs] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COSTS, 0.0))
-    _latest: tuple[int, Evaluation | None] = (-1, None)
     _version: int = 0
     n_closed: int = 0
+
+    def __post_init__(self) -> None:
+        self._evaluations = Evaluations(self.learner, self.grid, self.horizon_s)
 
     # ---- what the clock reports ---------------------------------------------------------------------------------
 
     def before_change(self, now_s: float) -> None:
         """Evaluate at every grid time before `now_s` that is not done yet: the model has not changed since."""
-        while self.grid is not None and (at_s := self._next_grid_s(self.grid)) < now_s:
-            evaluation = self._evaluate(self.grid)
-            if evaluation is None:
-                return
-            _append(
-                self.evaluations,
-                time_s=at_s,
-                version=self._version,
-                round=self.n_closed,
-                accuracy=evaluation.accuracy,
-                loss=evaluation.loss,
-                **self._totals,
-            )
+        self._evaluations.before_change(now_s, self._version, self._so_far())
 
     def jobs_closed(self, jobs: ClosedJobs) -> None:
         self._unresolved.append(jobs)
@@ -120,20 +98,18 @@ class RunBook:
                 weight_sum=float(weight_sum),
             )
         self.n_closed += 1
+        self._evaluations.after_round(closed.end_s, self.n_closed, self._version, self._so_far())
         self._tell(closed)
-        return self._is_over()
+        return self._is_over(closed.end_s)
+
+    def final(self) -> Evaluation | None:
+        """The model that the run ended with, on all evaluation rows; None if nothing was trained."""
+        return self._evaluations.final(self._version)
 
     # ---- inside -------------------------------------------------------------------------------------------------
 
-    def _next_grid_s(self, grid: Grid) -> float:
-        at_s = len(self.evaluations.get("time_s", ())) * grid.step_s
-        # 200 steps of horizon / 200 may miss the horizon by the last bit, and the last evaluation with it.
-        return self.horizon_s if abs(at_s - self.horizon_s) <= 1e-9 * grid.step_s else at_s
-
-    def _evaluate(self, grid: Grid) -> Evaluation | None:
-        if self._latest[0] != self._version:  # never the same weights twice
-            self._latest = (self._version, self.learner.evaluate(grid.n_rows))
-        return self._latest[1]
+    def _so_far(self) -> dict[str, float]:
+        return {"round": self.n_closed, **self._totals}
 
     def _resolve(self, used_device: IntArray, used_ordinal: IntArray) -> dict[str, float]:
         """Settle what became of the jobs closed since the last aggregate; returns their costs."""
@@ -150,7 +126,7 @@ class RunBook:
         return costs
 
     def _tell(self, closed: ClosedRound) -> None:
-        latest = self._latest[1]
+        latest = self._evaluations.latest[1]
         shares = [closed.end_s / self.horizon_s, self.n_closed / self.n_rounds if self.n_rounds else 0.0]
         self.on_progress(
             Progress(closed.end_s, self.n_closed, latest.accuracy if latest else None, min(1.0, max(shares)))
@@ -159,18 +135,12 @@ class RunBook:
             line = {"round": self.n_closed - 1, "end_s": closed.end_s, "version": closed.report.version}
             self.journal.write(json.dumps(line | {"accuracy": latest.accuracy if latest else None}) + "\n")
 
-    def _is_over(self) -> str | None:
+    def _is_over(self, now_s: float) -> str | None:
         if self.n_rounds is not None and self.n_closed >= self.n_rounds:
             return "stop.n_rounds is reached"
-        if self.at_targets and self.grid is not None and self._has_sustained(max(self.grid.targets), self.grid):
+        if self.at_targets and self._evaluations.has_sustained_all(now_s):
             return "every target has been sustained"
         return None
-
-    def _has_sustained(self, target: float, grid: Grid) -> bool:
-        """Whether the latest evaluations have been at or above the target for `sustain_s`."""
-        n = int(np.ceil(grid.sustain_s / grid.step_s - 1e-9)) + 1
-        latest = self.evaluations.get("accuracy", [])[-n:]
-        return len(latest) == n and min(latest) >= target
 
     # ---- tables -------------------------------------------------------------------------------------------------
 
@@ -180,7 +150,7 @@ class RunBook:
         tables: dict[str, dict[str, Any]] = {
             "rounds": _typed(self.rounds, _ROUNDS),
             "layers": _typed(self.layers, _LAYERS),
-            "evaluations": _typed(self.evaluations, _EVALUATIONS),
+            "evaluations": _typed(self._evaluations.rows, _EVALUATIONS),
         }
         return tables | {"tasks": self._task_columns()} if self.record_tasks else tables
 

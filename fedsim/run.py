@@ -11,13 +11,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import IO, Any
 
 import numpy as np
 
-from fedsim.facts import BadInput, BatchPlan, ModelShape
+from fedsim.evaluations import Grid
+from fedsim.facts import BadInput, BatchPlan, Evaluation, ModelShape
 from fedsim.protocols import Learner
-from fedsim.records import SCHEMA_VERSION, Grid, Progress, RunBook
+from fedsim.real_time import TimedLearner
+from fedsim.records import SCHEMA_VERSION, Progress, RunBook
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.read import LoadedScenario
 from fedsim.scenario.schema import SeedSet
@@ -28,6 +31,8 @@ from fedsim.timing.weather import Weather
 from fedsim.training import shape_cache
 from fedsim.training.batches import plan_of
 from fedsim.training.dealing import Dealt, deal_out, with_subset_first
+
+_MACHINE = {"platform": platform.platform(), "python": platform.python_version()}
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,14 @@ def simulate(
     journal: IO[str] | None = None,
 ) -> RunResult:
     """Play one policy's story to its end. Raises ScenarioError on bad input."""
-    scenario = loaded.scenario
+    scenario, began = loaded.scenario, perf_counter()
     with _located(loaded, contender):
         world = World.of(loaded, seeds).planned_for(contender)
         world.refuse_problems(contender)
-        learner = world.learner(loaded, contender, seeds)
+        learner = TimedLearner(world.learner(loaded, contender, seeds))
     book = RunBook(
         learner=learner,
-        grid=_grid(loaded),
+        grid=_grid(loaded, n_rows=len(world.dealt.data.test_labels)),
         horizon_s=scenario.stop.simulated_s or np.inf,
         n_rounds=scenario.stop.n_rounds,
         at_targets=scenario.stop.at_targets,
@@ -63,17 +68,17 @@ def simulate(
         journal=journal,
     )
     server = SimServer(world.weather, learner, book, horizon_s=book.horizon_s)
+    ready = perf_counter()
     over = server.play(contender.policy)
-    final = learner.evaluate()
+    final, tables = book.final(), book.tables()
+    real_s = {"setup": ready - began, "total": perf_counter() - ready}
     manifest = _manifest(loaded, contender, seeds) | {
         "outcome": {"kind": over.kind, "reason": over.reason, "round": book.n_closed, "simulated_s": server.now_s},
-        "final": None
-        if final is None
-        else {"accuracy": final.accuracy, "loss": final.loss if np.isfinite(final.loss) else None},
+        "final": _final(final),
         "layers": world.layers(),
-        "kernels": getattr(learner, "kernels", {}),
+        "real_s": real_s | {"training": learner.training_s, "evaluation": learner.evaluation_s},
     }
-    return RunResult(book.tables(), manifest)
+    return RunResult(tables, manifest | _of_learner(learner))
 
 
 @dataclass(frozen=True)
@@ -178,11 +183,36 @@ def sustain_s(loaded: LoadedScenario) -> float | None:
     return stated if stated is not None or horizon_s is None else 0.05 * horizon_s
 
 
-def _grid(loaded: LoadedScenario) -> Grid | None:
+def _grid(loaded: LoadedScenario, n_rows: int) -> Grid | None:
+    """n_rows: how many evaluation rows there are."""
     settings, step_s = loaded.scenario.evaluation, loaded.scenario.grid_step_s
-    if step_s is None or not loaded.scenario.train:
+    if not loaded.scenario.train:
         return None
-    return Grid(step_s, settings.n_rows, settings.targets, sustain_s(loaded) or 0.0)
+    # A subset that holds every row is no subset: then the last evaluation is also the final one.
+    subset = None if settings.n_rows is None or settings.n_rows >= n_rows else settings.n_rows
+    return Grid(step_s, subset, settings.targets, sustain_s(loaded) or 0.0, settings.every_n_rounds)
+
+
+# ---- what a run says of itself --------------------------------------------------------------------------------------
+
+
+def _final(final: Evaluation | None) -> dict[str, Any] | None:
+    if final is None:
+        return None
+    return {"accuracy": final.accuracy, "loss": final.loss if np.isfinite(final.loss) else None}
+
+
+def _of_learner(learner: Any) -> dict[str, Any]:
+    """What a learner tells of its own accord. A note says what departed from the plan: one that begins with "fallback:"
+    by a rule that holds on every machine, any other one because of this machine, which then decides about bytes.
+    """
+    notes = list(getattr(learner, "notes", []))
+    return {
+        "kernels": getattr(learner, "kernels", {}),
+        "machine": _MACHINE | {"torch": getattr(learner, "machine", {})},
+        "notes": notes,
+        "byte_reproducible": all(note.startswith("fallback:") for note in notes),
+    }
 
 
 # ---- what identifies a run ------------------------------------------------------------------------------------------
@@ -201,7 +231,6 @@ def _manifest(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> d
         "grid_step_s": loaded.scenario.grid_step_s,
         "sustain_s": sustain_s(loaded),
         "versions": {name: _version(name) for name in ("fedsim-clock", "torch", "numpy", "scipy", "simpy")},
-        "machine": {"platform": platform.platform(), "python": platform.python_version()},
         "fingerprint": fingerprint(loaded, contender, seeds),
     }
 

@@ -48,7 +48,9 @@ class _Images:
         n_in, side, _ = input_shape
         blocks = []
         for n_out in self.channels:
-            blocks.append(nn.Sequential(nn.Conv2d(n_in, n_out, self.kernel, padding=self.padding), nn.ReLU(), nn.MaxPool2d(2)))
+            blocks.append(
+                nn.Sequential(nn.Conv2d(n_in, n_out, self.kernel, padding=self.padding), nn.ReLU(), nn.MaxPool2d(2))
+            )
             n_in, side = n_out, (side + 2 * self.padding - self.kernel + 1) // 2
         n_features = n_in * side * side
         if self.hidden is None:
@@ -61,7 +63,7 @@ _MODELS: dict[str, tuple[Any, tuple[int, ...], int]] = {  # model, input shape, 
     "mlp32": (Mlp((32, 16)), _MNIST, 100),
     "mlp200": (Mlp((200,)), _MNIST, 100),
     "mlp512": (Mlp((512, 256)), _MNIST, 100),
-    "cnn28": (_Images(5, (16, 32), 128, int(__import__("os").environ.get("PAD","0"))), _MNIST, 30),
+    "cnn28": (_Images(5, (16, 32), 128, int(__import__("os").environ.get("PAD", "0"))), _MNIST, 30),
     "cnn32": (_Images(3, (32, 64), None, 1), _CIFAR, 20),
     "resnet20": (Resnet20(), _CIFAR, 24),
     "vgg11": (Vgg11(), _CIFAR, 20),
@@ -190,9 +192,7 @@ def _evaluation(learner: TorchLearner, model: nn.Module, data: LabelledData, dev
     )
 
 
-def _contributions(
-    depths: np.ndarray, n_steps: int, n_layers: int, *, freezes: bool, n_samples: int
-) -> Contributions:
+def _contributions(depths: np.ndarray, n_steps: int, n_layers: int, *, freezes: bool, n_samples: int) -> Contributions:
     """Stragglers stopped within their only step, or suffixes assigned beforehand and trained in whole steps."""
     n = len(depths)
     is_whole = np.full(n, True) if freezes else depths == n_layers

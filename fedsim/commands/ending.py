@@ -1,4 +1,6 @@
-"""What the terminal shows when a scenario has been run: a table a person can act on, and the sentence under it."""
+"""What the terminal shows when a scenario has been run: a table a person can act on, the sentence under it, where the
+real time went, and what a run has to say of itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
 from fedsim.statistics.sentences import NO_TARGET, NOTHING_TRAINED, not_within
 from fedsim.statistics.summary import summarise
-from fedsim.statistics.words import format_bytes, format_s, format_share
+from fedsim.statistics.words import format_bytes, format_s, format_share, plural
 
 
 def ending(runs: Sequence[Run]) -> tuple[Table, str]:
@@ -40,6 +42,38 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
         return table, NOTHING_TRAINED
     all_said = compare_targets(runs)
     return table, all_said[0].sentence if all_said else NO_TARGET
+
+
+def real_time(runs: Sequence[Run]) -> str | None:
+    """One line: the real seconds of these runs, summed, and what they were spent on; None if no manifest tells.
+
+    Real time starts when a run's data and model are there; runs side by side (--jobs) count each for itself.
+    """
+    told = [run.manifest["real_s"] for run in runs if "real_s" in run.manifest]
+    setup_s, total_s, training_s, evaluation_s = (
+        sum(float(real_s[name]) for real_s in told) for name in ("setup", "total", "training", "evaluation")
+    )
+    if total_s <= 0:
+        return None
+    training, evaluation = training_s / total_s, evaluation_s / total_s
+    return (
+        f"Real time: {format_s(total_s)} for {plural(len(told), 'run')}, of which {_percent(training)} training, "
+        f"{_percent(evaluation)} evaluation, {_percent(1 - training - evaluation)} all else; "
+        f"{format_s(setup_s)} of setup before."
+    )
+
+
+def notes(run: Run) -> list[str]:
+    """What this run departed from, one line each, every one once; those that cost it reproducible bytes say so."""
+    of_run = f"{run.label}, seed {run.seed}"
+    distinct = dict.fromkeys(str(note) for note in run.manifest.get("notes", ()))
+    is_not = "; this run is not byte-reproducible"
+    return [f"{of_run}: {note}{'' if note.startswith('fallback:') else is_not}" for note in distinct]
+
+
+def _percent(share: float) -> str:
+    """ "92 %", "4.7 %": whole from 10 % on, so that a small share is not rounded away."""
+    return f"{100 * share:.{1 if share < 0.0995 else 0}f} %"
 
 
 def _time(result: PolicyResult | None) -> str:

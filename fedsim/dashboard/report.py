@@ -196,6 +196,8 @@ def _certainty(runs: Sequence[Run], looks: Styles, comparisons: Sequence[Compari
         "Times sooner: the geometric mean over seeds of the ratio of times, with a 95 % bootstrap interval (BCa) from 3 "
         "seeds on. A bound is given where one of the two did not get there under every seed.",
     ]
+    if runs[0].every_n_rounds is not None:
+        words.append(sentences.by_rounds(runs[0].every_n_rounds))
     if left_out:
         words.append(f"Left out of the comparison: seeds that not every policy has run ({_seed_names(left_out)}).")
     parts = [paragraph(sentence) for sentence in words]

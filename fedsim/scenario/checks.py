@@ -48,7 +48,7 @@ def _seeds(scenario: Scenario) -> Iterator[BadInput]:
 
 def _evaluation(scenario: Scenario) -> Iterator[BadInput]:
     wanted, horizon_s, grid_step_s = scenario.evaluation, scenario.stop.simulated_s, scenario.grid_step_s
-    if scenario.train and grid_step_s is None:
+    if scenario.train and grid_step_s is None and wanted.every_n_rounds is None:
         yield BadInput(
             "every_s is missing; say when to evaluate by evaluation.every_s, or give stop.simulated_s", ("evaluation",)
         )

@@ -88,20 +88,29 @@ class SeedSet(_Strict):
 
 
 class EvaluationSettings(_Strict):
-    """When the global model is evaluated: one grid of simulated time, common to all policies.
+    """When the global model is evaluated: on a grid of simulated time common to all policies, or by rounds.
 
     every_s: the grid's spacing; stop.simulated_s / n_points if left out.
-    n_points: evaluations over the horizon, where every_s is not stated. rows: which rows: "test", or "validation".
+    n_points: evaluations over the horizon, where neither every_s nor every_n_rounds is stated.
+    every_n_rounds: evaluate at 0 and at the end of every so manieth round instead, at times that differ between
+    policies; not beside every_s. rows: which rows: "test", or "validation".
     n_rows: evaluate on a fixed subset of so many rows, and on all of them at the end.
     targets: accuracies for time to accuracy. sustain_s: how long a target must be held; 5 % of the horizon if left out.
     """
 
     every_s: Positive | None = None
     n_points: Annotated[int, Ge(1), Le(100_000)] = 200
+    every_n_rounds: Annotated[int, Ge(1)] | None = None
     rows: Literal["test", "validation"] = "test"
     n_rows: Annotated[int, Ge(1)] | None = None
     targets: tuple[Annotated[float, Gt(0), Lt(1)], ...] = ()
     sustain_s: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_cadence(self) -> EvaluationSettings:
+        if self.every_s is not None and self.every_n_rounds is not None:
+            raise ValueError("evaluate in simulated time or in rounds: keep one of every_s and every_n_rounds")
+        return self
 
 
 class StopRules(_Strict):
@@ -146,7 +155,9 @@ class Scenario(_Strict):
 
     @property
     def grid_step_s(self) -> float | None:
-        """Seconds between evaluations; None if nothing fixes them."""
+        """Seconds between evaluations; None if nothing fixes them, or if they go by rounds."""
         if self.evaluation.every_s is not None:
             return self.evaluation.every_s
+        if self.evaluation.every_n_rounds is not None:
+            return None
         return None if self.stop.simulated_s is None else self.stop.simulated_s / self.evaluation.n_points

@@ -76,14 +76,18 @@ def _obstacle(runs: Sequence[Run]) -> str | None:
         return sentences.NOTHING_TRAINED
     if all(run.outcome == "diverged" for run in runs):
         return sentences.ALL_DIVERGED
-    if any(run.grid_step_s is None or run.sustain_s is None for run in runs):
+    if any((run.grid_step_s or run.every_n_rounds) is None or run.sustain_s is None for run in runs):
         return sentences.NO_GRID
-    grids = {(run.grid_step_s, run.sustain_s) for run in runs}
-    return sentences.different_grids([step_s for step_s, _ in grids if step_s is not None]) if len(grids) > 1 else None
+    cadences = {(run.grid_step_s or 0.0, run.every_n_rounds or 0, run.sustain_s or 0.0) for run in runs}
+    if len(cadences) == 1:
+        return None
+    return sentences.different_grids(
+        [step_s for step_s, _, _ in cadences if step_s], [n_rounds for _, n_rounds, _ in cadences if n_rounds]
+    )
 
 
 def _observe(runs: Sequence[Run], target: float) -> dict[tuple[str, int], _Observed]:
-    last_s = {id(run): float(run.evaluations["time_s"].max()) if len(run.evaluations) else 0.0 for run in runs}
+    longest_s = max(run.followed_s for run in runs)
     observed = {}
     for run in runs:
         time_s = run.evaluations["time_s"].to_numpy(np.float64)
@@ -91,9 +95,9 @@ def _observe(runs: Sequence[Run], target: float) -> dict[tuple[str, int], _Obser
         # A run that broke down would never have got there: it counts as followed for as long as any run was.
         broke_down = run.outcome in ("diverged", "stalled")
         observed[run.label, run.seed] = _Observed(
-            sustained_s(time_s, accuracy, target, run.sustain_s or 0.0),
+            sustained_s(time_s, accuracy, target, run.sustain_s or 0.0, run.followed_s),
             first_crossing_s(time_s, accuracy, target),
-            max(last_s.values()) if broke_down else last_s[id(run)],
+            longest_s if broke_down else run.followed_s,
         )
     return observed
 

@@ -93,9 +93,24 @@ class Run:
 
     @property
     def grid_step_s(self) -> float | None:
-        """Seconds between evaluations; None where nothing fixes a common grid."""
+        """Seconds between evaluations; None where nothing fixes a common grid, or where it is one of rounds."""
         step_s = self.manifest["grid_step_s"]
         return None if step_s is None else float(step_s)
+
+    @property
+    def every_n_rounds(self) -> int | None:
+        """Rounds between evaluations; None where the grid is one of simulated time."""
+        n_rounds = self.manifest["scenario"]["evaluation"].get("every_n_rounds")
+        return None if n_rounds is None else int(n_rounds)
+
+    @property
+    def followed_s(self) -> float:
+        """Simulated seconds up to which the accuracy is known: those of the last evaluation on a grid of time, of the
+        run's end where rounds are evaluated; 0 where nothing was.
+        """
+        if self.evaluations.empty:
+            return 0.0
+        return float(self.evaluations["time_s"].max()) if self.every_n_rounds is None else self.simulated_s
 
     @property
     def sustain_s(self) -> float | None:
@@ -123,7 +138,7 @@ def read_run(folder: Path | str) -> Run:
     run = Run(folder, manifest, **tables)
     try:
         _ = (run.label, run.kind, run.seed, run.position, run.outcome, run.simulated_s)
-        _ = (run.targets, run.grid_step_s, run.sustain_s, run.layer_names)
+        _ = (run.targets, run.grid_step_s, run.every_n_rounds, run.sustain_s, run.layer_names)
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenRunError(f"{folder}: manifest.json lacks or garbles {error}; run it again (--again)") from error
     return run

@@ -15,18 +15,28 @@ NO_RUNS = "There are no finished runs here. Run the scenario first: fedsim run S
 NOTHING_TRAINED = "Nothing was trained in these runs: the clock ran alone, so there is no accuracy to compare."
 ALL_DIVERGED = "Every run diverged: its weights were no longer finite. Lower the learning rates."
 NO_GRID = (
-    "Times to accuracy are not compared: nothing fixes a common grid of evaluations. "
-    "Set stop.simulated_s, or evaluation.every_s and evaluation.sustain_s."
+    "Times to accuracy are not compared: nothing fixes when to evaluate and how long a target must be held. "
+    "Set stop.simulated_s, or evaluation.sustain_s and evaluation.every_s (or every_n_rounds)."
 )
 NO_TARGET = "No target accuracy is set. Add some to the scenario, for example evaluation.targets: [0.8, 0.9]."
 
 
-def different_grids(steps_s: Sequence[float]) -> str:
-    """Why runs with different evaluation grids or sustain times are not compared."""
-    steps = listed([format_s(step_s) for step_s in sorted(set(steps_s))])
+def different_grids(steps_s: Sequence[float], every_n_rounds: Sequence[int]) -> str:
+    """Why runs with different grids of evaluations, in seconds or in rounds, or with different sustain times are not compared."""
+    steps = [format_s(step_s) for step_s in sorted(set(steps_s))]
+    steps += [plural(n_rounds, "round") for n_rounds in sorted(set(every_n_rounds))]
     return (
-        f"These runs were evaluated differently (every {steps}, or with different evaluation.sustain_s) "
+        f"These runs were evaluated differently (every {listed(steps)}, or with different evaluation.sustain_s) "
         "and are not compared. Run the scenario again into an empty folder."
+    )
+
+
+def by_rounds(every_n_rounds: int) -> str:
+    """What to keep in mind where policies are evaluated at moments of their own."""
+    when = "every round" if every_n_rounds == 1 else f"every {every_n_rounds} rounds"
+    return (
+        f"The model was evaluated after {when}, not at moments common to all policies: one with shorter rounds was "
+        "evaluated more often, which gives it more chances to be seen at a target and more to be seen below it."
     )
 
 

@@ -88,7 +88,7 @@ def _curve(run: Run) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def _sustained_s(run: Run, target: float) -> float | None:
-    return None if run.sustain_s is None else sustained_s(*_curve(run), target, run.sustain_s)
+    return None if run.sustain_s is None else sustained_s(*_curve(run), target, run.sustain_s, run.followed_s)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -82,9 +82,7 @@ def learner_of(
     model = WorkingModel.of(chain, shape, tuning)
     weights = [parameter.detach().clone() for parameter in model.parameters]
     traits = _traits(model, on_cuda=device.type == "cuda")
-    rows = chunk_rows(
-        tuning, device, int(shape.n_activations.sum()), is_flat=traits.n_linear == model.n_layers
-    )
+    rows = chunk_rows(tuning, device, int(shape.n_activations.sum()), is_flat=traits.n_linear == model.n_layers)
     return TorchLearner(
         at=Workbench(
             model=model,

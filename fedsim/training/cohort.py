@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.facts import Array, BoolArray, Contributions, IntArray
+from fedsim.training import passes
 from fedsim.training.batches import Batches
 from fedsim.training.machine import Chunks
 from fedsim.training.resident import Resident
@@ -53,6 +54,27 @@ class Workbench:
     def gather(self, rows: IntArray) -> tuple[Tensor, Tensor]:
         """Inputs and labels of these rows of the training set."""
         return self.data.gather(rows)
+
+    def through_frozen(self, start: Tensors, depth: int, rows: IntArray) -> tuple[Tensor, Tensor]:
+        """Inputs of the `depth` output-most layers and labels: the layers before them never move.
+
+        So a sample passes them once, however many of the rows it is.
+        """
+        n_frozen = self.model.n_layers - depth
+        if not n_frozen:
+            return self.gather(rows)
+        distinct, which = np.unique(rows, return_inverse=True)
+        blocks, weights = self.model.blocks[:n_frozen], self.model.ready(start)
+        found, size = [], self.chunks.n_rows
+        for begin in range(0, len(distinct), size):
+            found.append(passes.outputs(blocks, weights, self.gather(distinct[begin : begin + size])[0]))
+        self.model.computed_flops += len(distinct) * float(self.model.shape.forward_flops[:n_frozen].sum())
+        out, index = torch.cat(found), torch.from_numpy(which).to(self.data.labels.device)
+        if out.dim() == 4:  # index_select would not keep channels last
+            out = out.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+        else:
+            out = out.index_select(0, index)
+        return out, self.data.labels.index_select(0, torch.from_numpy(rows).to(index.device))
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from fedsim.facts import AggregateReport, AggregateRequest, Array, Contributions, Evaluation, ModelShape
-from fedsim.training import choice, loop, low_rank, mapped, one_batch, passes, reference, stacked
+from fedsim.facts import (
+    AggregateReport,
+    AggregateRequest,
+    Array,
+    Contributions,
+    Evaluation,
+    IntArray,
+    LayerStatistics,
+    ModelShape,
+)
+from fedsim.training import choice, loop, low_rank, mapped, one_batch, passes, reference, stacked, update_statistics
 from fedsim.training.cohort import Cohort, Workbench
 from fedsim.training.resident import Resident
 from fedsim.training.server_step import ServerStep
 from fedsim.training.state import Tensors
 
 _KERNELS = {kernel.NAME: kernel.add for kernel in (one_batch, low_rank, stacked, mapped, loop, reference)}
+_AHEAD_BYTES, _MOST_AHEAD = 2**28, 256  # of sums for requests still to come
 
 
 @dataclass
@@ -24,7 +35,9 @@ class TorchLearner:
     """All learning state of one run. Implements `fedsim.protocols.Learner`.
 
     weights: the global model of now, `[parameter]`. Older versions are kept as long as a job under way may name them.
-    kernels: how many contributions each kernel has trained.
+    machine: how torch was set up. kernels: how many contributions each kernel has trained.
+    ahead: the requests that are still to come, if they are known (a clock that waits for nobody can be played
+        beforehand); contributions to later requests are trained together with those of now that pulled the same model.
     """
 
     at: Workbench
@@ -34,46 +47,127 @@ class TorchLearner:
     weights: Tensors
     machine: dict[str, Any]
     kernels: dict[str, int] = field(default_factory=dict)
+    ahead: Sequence[AggregateRequest] = ()
+    _n_requests: int = 0
     _older: dict[int, Tensors] = field(default_factory=dict)
+    _sums: dict[int, _Sum] = field(default_factory=dict)
 
     @property
     def shape(self) -> ModelShape:
         return self.at.model.shape
 
+    @property
+    def notes(self) -> list[str]:
+        """What makes the run's bytes depend on this machine, and what fell back to a slower way."""
+        found = list(self.at.chunks.notes)
+        if self.traits.on_cuda:
+            found.append("cuda: chunks follow free memory, and its kernels add in no fixed order")
+        if self.traits.mixes_rows and self.at.training.engine == "auto":
+            found.append("fallback: a row's output depends on the others of its batch; trained by the reference loop")
+        return found
+
     @torch.no_grad()
     def aggregate(self, request: AggregateRequest) -> AggregateReport:
         """`new_l = old_l + sum_k W[k, l] delta_k,l`, without ever keeping a device's model."""
-        used = np.flatnonzero(request.weights.any(axis=1))
-        contributions, table = request.contributions.where(used), request.weights[used]
-        table = np.where(contributions.holds_layer, table, 0.0)
-        change = [torch.zeros_like(w) for w in self.weights]
-        computed_before = self.at.model.computed_flops
-        for version in np.unique(contributions.version).tolist():
-            mine = np.flatnonzero(contributions.version == version)
-            self._add(change, contributions.where(mine), table[mine], request, version)
-        touched = [i for i, layer in enumerate(self.at.model.layer_of) if table[:, layer].any()]
-        return self._apply(change, touched, request, self.at.model.computed_flops - computed_before)
-
-    def _add(
-        self, change: Tensors, contributions: Contributions, table: Array, request: AggregateRequest, version: int
-    ) -> None:
-        """Train contributions of one start version, each by the kernel chosen for it."""
-        training = self.at.training
-        start = self.weights if version == request.version else self._older[version]
-        rate = reference.learning_rate(training, version)
-        cohort = Cohort(start, rate, contributions, table, np.zeros(len(contributions), dtype=np.int64))
-        if training.engine == "reference":
-            chosen = [(reference.NAME, np.arange(len(cohort)))]
+        contributions, table = request.used
+        statistics = None
+        if request.wanted:
+            change, computed_flops, statistics = self._with_statistics(request)
         else:
-            chosen = list(choice.groups(contributions, table, self.at.batches.plan, self.traits))
-        for kernel, group in chosen:
-            _KERNELS[kernel]([change], cohort.where(group), self.at)
-            self.kernels[kernel] = self.kernels.get(kernel, 0) + len(group)
-        if request.base == "from_now" and start is not self.weights:
-            for i, layer in enumerate(self.at.model.layer_of):
-                change[i].add_(start[i] - self.weights[i], alpha=float(table[:, layer].sum()))
+            self._train_what_is_due(request)
+            done = self._sums.pop(self._n_requests, None)
+            change, computed_flops = (self._zeros(), 0.0) if done is None else (done.change, done.computed_flops)
+        self._n_requests += 1
+        if request.base == "from_now":
+            self._move_to_now(change, contributions, table, request.version)
+        touched = [i for i, layer in enumerate(self.at.model.layer_of) if table[:, layer].any()]
+        report = self._apply(change, touched, request)
+        return replace(report, computed_flops=computed_flops, statistics=statistics)
 
-    def _apply(self, change: Tensors, touched: list[int], request: AggregateRequest, flops: float) -> AggregateReport:
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def _train_what_is_due(self, request: AggregateRequest) -> None:
+        """Train what this request lacks, and with it what later ones will want of the same start versions."""
+        now = self._n_requests
+        sum_ = self._sums.setdefault(now, _Sum(self._zeros()))
+        due = set(np.unique(request.used[0].version).tolist()) - sum_.versions
+        window = [(now, request), *self._to_come(now)] if due else []
+        for version in sorted(due):
+            found = [(number, *_of_version(one, version)) for number, one in window]
+            found = [(number, c, table) for number, c, table in found if len(c)]
+            for number, _, _ in found:
+                self._sums.setdefault(number, _Sum(self._zeros())).versions.add(version)
+            contributions = Contributions.concatenate([c for _, c, _ in found])
+            target = np.repeat(np.arange(len(found)), [len(c) for _, c, _ in found])
+            cohort = self._cohort(contributions, np.concatenate([t for _, _, t in found]), target, request.version)
+            sums = [self._sums[number] for number, _, _ in found]
+            flops = self._train([one.change for one in sums], cohort)
+            for one, (_, c, _) in zip(sums, found, strict=True):
+                one.computed_flops += self._share(flops, c, contributions)
+
+    def _to_come(self, now: int) -> list[tuple[int, AggregateRequest]]:
+        """Requests that contributions may be trained for already, `(number, request)`."""
+        model_bytes = sum(w.numel() * w.element_size() for w in self.weights)
+        n = min(_MOST_AHEAD, _AHEAD_BYTES // model_bytes)
+        return list(enumerate(self.ahead[now + 1 : now + 1 + n], start=now + 1))
+
+    def _cohort(self, contributions: Contributions, table: Array, target: IntArray, now: int) -> Cohort:
+        version = int(contributions.version[0])
+        start = self.weights if version == now else self._older[version]
+        rate = reference.learning_rate(self.at.training, version)
+        return Cohort(start, rate, contributions, table, target)
+
+    def _train(self, changes: Sequence[Tensors], cohort: Cohort) -> float:
+        """Train a cohort, each contribution by the kernel chosen for it; returns the FLOPs that it took."""
+        before = self.at.model.computed_flops
+        chosen = [(reference.NAME, np.arange(len(cohort)))]
+        if self.at.training.engine == "auto":
+            groups = choice.groups(cohort.contributions, cohort.table, self.at.batches.plan, self.traits)
+            chosen = list(groups)
+        for kernel, group in chosen:
+            _KERNELS[kernel](changes, cohort.where(group), self.at)
+            self.kernels[kernel] = self.kernels.get(kernel, 0) + len(group)
+        return self.at.model.computed_flops - before
+
+    def _share(self, flops: float, mine: Contributions, everyone: Contributions) -> float:
+        """What of the FLOPs of contributions trained together belongs to some of them: as their devices' work."""
+        plan = self.at.batches.plan
+        used, of_all = (float(c.used_flops(self.shape, plan).sum()) for c in (mine, everyone))
+        return flops if used == of_all else used * (flops / of_all)
+
+    def _zeros(self) -> Tensors:
+        return [torch.zeros_like(w) for w in self.weights]
+
+    def _with_statistics(self, request: AggregateRequest) -> tuple[Tensors, float, LayerStatistics]:
+        change, flops = self._zeros(), 0.0
+        contributions, table = request.used
+        found = LayerStatistics(contributions.device, np.zeros(table.shape), None)
+        cohorts = []
+        for version in np.unique(contributions.version).tolist():
+            rows = np.flatnonzero(contributions.version == version)
+            mine = contributions.where(rows)
+            cohorts.append((rows, self._cohort(mine, table[rows], np.zeros(len(rows), np.int64), request.version)))
+        for rows, cohort in cohorts:
+            flops += update_statistics.add_norms(change, found.squared_norm, rows, cohort, self._train, self.at)
+        if "update_distance" in request.wanted:
+            distance = np.zeros(table.shape)
+            for rows, cohort in cohorts:
+                flops += update_statistics.add_distances(change, distance, rows, cohort, self._train, self.at)
+            found = replace(found, squared_distance=distance)
+        return change, flops, found
+
+    # ---- the global model -------------------------------------------------------------------------------------------
+
+    def _move_to_now(self, change: Tensors, contributions: Contributions, table: Array, now: int) -> None:
+        """Turn changes since the pulled model into distances from the model of now (FedAsync's mixing)."""
+        for version in np.unique(contributions.version).tolist():
+            if version == now:
+                continue
+            weight = table[contributions.version == version].sum(axis=0)
+            for i, layer in enumerate(self.at.model.layer_of):
+                change[i].add_(self._older[version][i] - self.weights[i], alpha=float(weight[layer]))
+
+    def _apply(self, change: Tensors, touched: list[int], request: AggregateRequest) -> AggregateReport:
         version = request.version + bool(touched)
         if touched:
             if request.version in request.kept_versions:
@@ -82,7 +176,7 @@ class TorchLearner:
         kept = set(request.kept_versions.tolist())
         self._older = {v: weights for v, weights in self._older.items() if v in kept}
         is_finite = all(bool(torch.isfinite(self.weights[i]).all()) for i in touched)
-        return AggregateReport(version=version, is_finite=is_finite, computed_flops=flops)
+        return AggregateReport(version=version, is_finite=is_finite, computed_flops=0.0)
 
     @torch.no_grad()
     def evaluate(self, n_rows: int | None = None) -> Evaluation:
@@ -101,3 +195,18 @@ class TorchLearner:
 
         self.at.chunks.each(n, evaluate)
         return Evaluation(accuracy=sum(right for right, _ in sums) / n, loss=sum(loss for _, loss in sums) / n)
+
+
+@dataclass
+class _Sum:
+    """What a request will add to the model; versions: the start versions whose contributions are in it already."""
+
+    change: Tensors
+    computed_flops: float = 0.0
+    versions: set[int] = field(default_factory=set)
+
+
+def _of_version(request: AggregateRequest, version: int) -> tuple[Contributions, Array]:
+    contributions, table = request.used
+    rows = np.flatnonzero(contributions.version == version)
+    return contributions.where(rows), table[rows]

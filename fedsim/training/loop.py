@@ -28,8 +28,6 @@ def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
 
 
 def _add_suffix(changes: Sequence[Tensors], cohort: Cohort, depth: int, at: Workbench) -> None:
-    model = at.model
-    first_layer = model.n_layers - depth
     steps = Steps.of(cohort.contributions)
     all_rows, n_rows = steps.rows(cohort.contributions, at.batches)
     ends = np.append(0, np.cumsum(n_rows))
@@ -37,12 +35,9 @@ def _add_suffix(changes: Sequence[Tensors], cohort: Cohort, depth: int, at: Work
 
     def train(begin: int, end: int) -> Callable[[], None]:
         mine = slice(bounds[begin], bounds[end])
-        x, labels = at.gather(all_rows[ends[bounds[begin]] : ends[bounds[end]]])
-        if first_layer:
-            x = passes.outputs(model.blocks[:first_layer], model.ready(cohort.start), x)
-            model.computed_flops += len(x) * float(model.shape.forward_flops[:first_layer].sum())
+        x, labels = at.through_frozen(cohort.start, depth, all_rows[ends[bounds[begin]] : ends[bounds[end]]])
         sizes = n_rows[mine].tolist()
-        batches = list(zip(steps.depth[mine].tolist(), x.split(sizes), labels.split(sizes), strict=True))
+        batches = list(zip(steps.depth[mine].tolist(), torch.split(x, sizes), torch.split(labels, sizes), strict=True))
         first = bounds[begin]
         of_device = [batches[bounds[k] - first : bounds[k + 1] - first] for k in range(begin, end)]
         return partial(_train_each, changes, cohort, begin, of_device, depth, at)
@@ -70,8 +65,7 @@ def _train_one(
 ) -> None:
     """The steps of one device; a rate of 0 leaves the weights where they are and sums the gradients."""
     model, settings = at.model, at.training
-    n_layers, blocks = model.n_layers, model.blocks[model.n_layers - depth :]
-    prefix_flops = float(model.shape.forward_flops[: n_layers - depth].sum())
+    blocks = model.blocks[model.n_layers - depth :]
     weights, velocity = model.by_block(model.parameters[model.first_of(depth) :], depth), dict[int, Tensor]()
     for number, (trained, x, labels) in enumerate(batches):
         n, first = len(x), model.first_of(trained)
@@ -79,8 +73,12 @@ def _train_one(
         out, tapes = passes.forward(blocks, weights, x, reach)
         gradient = passes.loss_gradient(out, labels, x.new_full((1, 1), 1.0 / n))
         # All gradients of a step come before its update: an input gradient needs the old weights.
-        parts = [part for _, own, _ in reversed(list(passes.backward(blocks, weights, tapes, gradient, reach))) for part in own]
-        model.computed_flops += n * (float(model.shape.step_flops[trained]) - prefix_flops)
+        parts = [
+            part
+            for _, own, _ in reversed(list(passes.backward(blocks, weights, tapes, gradient, reach)))
+            for part in own
+        ]
+        model.count_suffix(n, depth, trained)
         here = model.parameters[first:]
         if settings.weight_decay:
             torch._foreach_add_(parts, here, alpha=settings.weight_decay)

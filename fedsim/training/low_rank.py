@@ -51,17 +51,11 @@ def _train(changes: Sequence[Tensors], cohort: Cohort, depth: int, size: int, at
     n_steps = cohort.contributions.n_steps
     rows, weight_of_row = _padded(cohort, size, at)
     n, most = weight_of_row.shape[:2]
-    x, labels = at.gather(rows.ravel())
     model = at.model
     first_layer = model.n_layers - depth
-    prefix = model.blocks[:first_layer]
-    if prefix:
-        x = passes.outputs(prefix, model.ready(cohort.start), x)
-        model.computed_flops += len(x) * float(model.shape.forward_flops[:first_layer].sum())
-    layers = [
-        _Layer(linear, has_relu, n, most, size, x)
-        for linear, has_relu in map(passes.linear_of, model.blocks[first_layer:])  # type: ignore[misc]
-    ]
+    x, labels = at.through_frozen(cohort.start, depth, rows.ravel())
+    linear = [found for found in map(passes.linear_of, model.blocks[first_layer:]) if found is not None]
+    layers = [_Layer(module, has_relu, n, most, size, x) for module, has_relu in linear]
     coefficients = Coefficients.of(at.training, cohort.rate, most)
     labels = labels.view(n, most * size)
     row_scale = torch.from_numpy(weight_of_row).to(x)

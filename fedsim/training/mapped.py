@@ -1,14 +1,15 @@
-"""Several local steps with a copy of the weights for each device, stacked: one call moves all of them.
+"""Several local steps with a copy of the weights for each device, through torch.func: any block, and CUDA.
 
-For models so small that calls cost more than arithmetic, and for CUDA, where calls cost and arithmetic hardly does. On a
-CPU larger weights leave the cache. Devices that have finished drop out of the stack; steps of different size are trained
-apart, so that nothing is padded.
+For models whose blocks are not written out, where calls cost more than arithmetic: on CUDA. Devices that have finished
+drop out; steps of different size are trained apart, so that nothing is padded.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from fedsim.facts import IntArray
-from fedsim.training import passes
 from fedsim.training.cohort import Cohort, Steps, Workbench
 from fedsim.training.state import Tensors
 
@@ -46,11 +46,10 @@ def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
 def _train(cohort: Cohort, depth: int, at: Workbench) -> dict[int, Tensor]:
     """What each device changed, by parameter, `[contribution, ...]`."""
     model, settings, n = at.model, at.training, len(cohort)
-    first_layer = model.n_layers - depth
     own = range(model.first_of(depth), len(model.parameters))
     model.load(cohort.start)
     gradients_of = _gradients(at, depth)
-    weights = {p: cohort.start[p].expand(n, *cohort.start[p].shape).contiguous() for p in own}
+    weights = {p: torch.stack([cohort.start[p].contiguous()] * n) for p in own}
     moved = {p: torch.zeros_like(weights[p]) for p in own}
     velocity = {p: torch.zeros_like(weights[p]) for p in own} if settings.momentum else {}
     for step in range(int(cohort.contributions.n_steps[0])):
@@ -60,16 +59,14 @@ def _train(cohort: Cohort, depth: int, at: Workbench) -> dict[int, Tensor]:
         ends = np.cumsum(n_rows)
         for size in np.unique(n_rows).tolist():
             group = np.flatnonzero(n_rows == size)
-            x, labels = at.gather(np.concatenate([rows[ends[k] - size : ends[k]] for k in group]))
-            x = passes.outputs(model.blocks[:first_layer], model.ready(cohort.start), x)
+            of_group = np.concatenate([rows[ends[k] - size : ends[k]] for k in group])
+            x, labels = at.through_frozen(cohort.start, depth, of_group)
             found = gradients_of(
                 {p: _picked(w, group, n) for p, w in weights.items()},
-                x.view(len(group), size, *x.shape[1:])
-                if x.is_contiguous()
-                else x.reshape(len(group), size, *x.shape[1:]),
+                x.contiguous().view(len(group), size, *x.shape[1:]),
                 labels.view(len(group), size),
             )
-            model.computed_flops += size * len(group) * float(model.shape.step_flops[depth])
+            model.count_suffix(size * len(group), depth, depth)
             _step(weights, moved, velocity, found, group, cohort.rate, at)
     return moved
 
@@ -85,14 +82,15 @@ def _step(
 ) -> None:
     settings = at.training
     index = torch.from_numpy(group).to(next(iter(weights.values())).device)
-    for p, part in found.items():
+    for p, gradient in found.items():
+        step = gradient
         if settings.weight_decay:
-            part = part.add(weights[p][index], alpha=settings.weight_decay)
+            step = step.add(weights[p][index], alpha=settings.weight_decay)
         if settings.momentum:
-            part = velocity[p][index].mul_(settings.momentum).add_(part)
-            velocity[p].index_copy_(0, index, part)
-        weights[p].index_add_(0, index, part, alpha=-rate)
-        moved[p].index_add_(0, index, part, alpha=-rate)
+            step = velocity[p][index].mul_(settings.momentum).add_(step)
+            velocity[p].index_copy_(0, index, step)
+        weights[p].index_add_(0, index, step, alpha=-rate)
+        moved[p].index_add_(0, index, step, alpha=-rate)
 
 
 def _gradients(at: Workbench, depth: int) -> Callable[..., dict[int, Tensor]]:
@@ -108,8 +106,15 @@ def _gradients(at: Workbench, depth: int) -> Callable[..., dict[int, Tensor]]:
             x = functional_call(at.model.chain.blocks[layer], {name: weights[p] for p, name in own}, (x,))
         return functional.cross_entropy(x, labels)
 
-    stacked: Callable[..., dict[int, Tensor]] = vmap(grad(loss))
-    return stacked
+    stacked = vmap(grad(loss))
+
+    def gradients(*stacks: Any) -> dict[int, Tensor]:
+        with warnings.catch_warnings():  # an operation that torch maps one device after another is still exact
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            found: dict[int, Tensor] = stacked(*stacks)
+            return found
+
+    return gradients
 
 
 def _picked(stack: Tensor, group: IntArray, n: int) -> Tensor:

@@ -44,9 +44,7 @@ class Operation(Protocol):
     n_parameters: int
 
     def forward(self, x: Tensor, own: Sequence[Tensor], n: int, n_stacked: int) -> tuple[Tensor, Any]: ...
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         """Gradients of its parameters, and of the first `n_on` rows of its input (None if 0)."""
 
 
@@ -63,9 +61,7 @@ class Linear:
             return torch.bmm(x, transposed), x
         return torch.baddbmm(own[1].view(n_stacked, 1, -1), x, transposed), x
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         if gradient.dim() == 2:
             found = [gradient.t() @ tape, gradient.sum(0)]
             return found[: self.n_parameters], first(gradient, n_on) @ own[0] if n_on else None
@@ -85,9 +81,7 @@ class Conv2d:
         y = functional.conv2d(x, own[0], bias, m.stride, m.padding, m.dilation, groups)  # type: ignore[arg-type]
         return y, (first(x, n), groups)
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         x, groups = tape
         at_once = n_on >= len(gradient)
         on, weight, bias = self._backward(gradient, x, own[0], groups, (at_once, True, self.n_parameters == 2))
@@ -117,9 +111,7 @@ class GroupNorm:
         y, mean, rstd = _group_norm(x, weight, bias, *x.shape[:2], x[0, 0].numel(), n_groups, self.module.eps)
         return y, (first(x, n), first(mean, n), first(rstd, n), n_groups)
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         x, mean, rstd, n_groups = tape
         wanted = [n_on > 0, bool(own), bool(own)]
         weight = own[0] if own else None
@@ -139,9 +131,7 @@ class Relu:
         y = x.relu_() if self.in_place else x.relu()
         return y, first(y, n)
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         return [], _threshold_backward(first(gradient, n_on), first(tape, n_on), 0) if n_on else None
 
 
@@ -157,9 +147,7 @@ class MaxPool2d:
         y, where = _max_pool(x, *self.how)
         return y, (first(x, n), first(where, n))
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         if not n_on:
             return [], None
         x, where = (first(kept, n_on) for kept in tape)
@@ -174,9 +162,7 @@ class MeanPool2d:
     def forward(self, x: Tensor, own: Sequence[Tensor], n: int, n_stacked: int) -> tuple[Tensor, Any]:
         return x.mean((2, 3), keepdim=True), x.shape
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         if not n_on:
             return [], None
         height, width = tape[2:]
@@ -196,9 +182,7 @@ class Flatten:
         apart = x.view(n_rows, n_stacked, channels // n_stacked, height, width)
         return apart.transpose(0, 1).reshape(n_stacked, n_rows, -1), (x.shape[1:], _is_channels_last(x), n_stacked)
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         shape, is_channels_last, n_stacked = tape
         if not n_on:
             return [], None

@@ -60,9 +60,7 @@ class WrittenOut:
             tapes.append(tape)
         return x, tapes
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         found: Tensors = []
         at: Tensor | None = gradient
         for i in reversed(range(len(self.operations))):
@@ -92,9 +90,7 @@ class Folded:
         y, tape = self.plain.forward(_fold(x), repeated, min(n, len(x)) // _FOLD, 0, _FOLD)
         return _unfold(y), (tape, True)
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         kept, is_folded = tape
         if not is_folded:
             return self.plain.backward(kept, own, gradient, n_on)
@@ -146,9 +142,7 @@ class ThroughAutograd:
             outs.append(self.module(x[n:]))
         return torch.cat(outs) if len(outs) > 1 else outs[0], tape
 
-    def backward(
-        self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int
-    ) -> tuple[Tensors, Tensor | None]:
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
         total: Tensors = []
         on, begin = None, 0
         for start, out in tape:

@@ -89,15 +89,11 @@ _Batch = tuple[IntArray, Tensor, Tensor]  # devices of the stack, inputs of the 
 
 def _batches(cohort: Cohort, depth: int, at: Workbench) -> list[list[_Batch]]:
     """For each step, the batches of each size; gathered, and taken through the frozen layers, all at once."""
-    model = at.model
-    first_layer = model.n_layers - depth
     steps = Steps.of(cohort.contributions)
     steps = steps.where(np.argsort(steps.step, kind="stable"))  # then by device
     rows, n_rows = steps.rows(cohort.contributions, at.batches)
-    x, labels = at.gather(rows)
-    if first_layer:
-        x = passes.outputs(model.blocks[:first_layer], model.ready(cohort.start), x)
-    model.computed_flops += len(x) * float(model.shape.step_flops[depth])
+    x, labels = at.through_frozen(cohort.start, depth, rows)
+    at.model.count_suffix(len(x), depth, depth)
     begins = np.cumsum(n_rows) - n_rows
     found = []
     for step in range(int(cohort.contributions.n_steps[0])):

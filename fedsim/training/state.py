@@ -92,6 +92,11 @@ class WorkingModel:
         n_rows = np.bincount(depths, minlength=self.n_layers + 1)
         self.computed_flops += float(n_rows @ self.shape.step_flops)
 
+    def count_suffix(self, n_rows: int, depth: int, trained: int) -> None:
+        """Rows have gone through the `depth` output-most layers alone, training the `trained` last of them."""
+        frozen = float(self.shape.forward_flops[: self.n_layers - depth].sum())
+        self.computed_flops += n_rows * (float(self.shape.step_flops[trained]) - frozen)
+
     def suffix_gradients(self, x: Tensor, loss_of: Callable[[Tensor], Tensor], depth: int) -> Tensors:
         """Gradients of `loss_of(output)` for the parameters of the `depth` output-most layers, `[parameter of suffix]`.
 

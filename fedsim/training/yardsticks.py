@@ -47,9 +47,7 @@ def naive_round(
     return [t / max(1, n_contributors[layer]) for t, layer in zip(total, layer_of, strict=True)]
 
 
-def tight_round(
-    model: nn.Sequential, tasks: Sequence[Sequence[Batch]], depths: Sequence[int], rate: float
-) -> Tensors:
+def tight_round(model: nn.Sequential, tasks: Sequence[Sequence[Batch]], depths: Sequence[int], rate: float) -> Tensors:
     """The same; the model holds the last device's weights in between, and its own again at the end."""
     parameters, layer_of, n_layers = _flat(model)
     start = [p.detach().clone() for p in parameters]

@@ -1,104 +1,18 @@
 """The learner computes what devices finished, no more and no less, whichever kernel does it."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from fedsim import weights
-from fedsim.facts import AggregateRequest, Contributions, LabelledData
-from fedsim.models.cnn import Cnn
-from fedsim.models.mlp import Mlp
-from fedsim.models.resnet20 import Resnet20
-from fedsim.training import build
-from fedsim.training.batches import plan_of
-from fedsim.training.dealing import Dealt
+from fedsim.training import low_rank
+from fedsim.training.cohort import Cohort
 from fedsim.training.flops import FlopCount
-from fedsim.training.settings import ServerOptimizer, Training
+from fedsim.training.settings import ServerOptimizer
+from tests.learning import MODELS, bench, relative_error
 
-MODELS = {
-    "mlp": (Mlp(widths=(8, 6)), (12,)),
-    "cnn": (Cnn(channels=(3, 4), hidden=7), (1, 16, 16)),
-    "resnet20": (Resnet20(), (3, 8, 8)),
-}
-SIZES = (5, 9, 4, 7)  # samples of each device; a batch of 4 leaves a last one of 1, 1, none and 3 rows
 ENGINES = ["auto", "reference"]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A learner with the shape and the plan that its work is charged by."""
-
-    learner: build.TorchLearner
-    plan: build.BatchPlan
-
-    @property
-    def n_layers(self) -> int:
-        return self.learner.shape.n_layers
-
-    def work(self, device, *, n_steps=0, partial_depth=0, task_depth=None, version=0, update="descend"):
-        """One column per contribution; `device` may repeat with another ordinal."""
-        device = np.asarray(device, dtype=np.int64)
-
-        def column(value):
-            return np.broadcast_to(np.asarray(value, dtype=np.int64), device.shape).copy()
-
-        return Contributions(
-            device=device,
-            ordinal=np.arange(len(device)),
-            version=column(version),
-            n_steps=column(n_steps),
-            partial_depth=column(partial_depth),
-            task_depth=column(self.n_layers if task_depth is None else task_depth),
-            n_samples=np.array(SIZES)[device],
-            arrived_s=np.zeros(len(device)),
-            n_layers=self.n_layers,
-            update=update,
-        )
-
-    def aggregate(self, contributions, table=None, *, version=0, kept=(), base="from_start"):
-        table = weights.layer_mean(contributions) if table is None else table
-        kept_versions = np.array(kept, dtype=np.int64)
-        return self.learner.aggregate(AggregateRequest(contributions, table, base, version, kept_versions))
-
-    @property
-    def values(self):
-        return [w.clone() for w in self.learner.weights]
-
-
-def bench(model="mlp", engine="auto", server_optimizer=None, **training):
-    settings = {"batch_size": 4, "dtype": "float64", "learning_rate": 0.3} | training
-    settings = Training(engine=engine, **settings)
-    item, input_shape = MODELS[model]
-    rng = np.random.default_rng(1)
-    n = sum(SIZES)
-    data = LabelledData(
-        train_inputs=rng.normal(size=(n, *input_shape)).astype(np.float32),
-        train_labels=rng.integers(0, 3, n),
-        test_inputs=rng.normal(size=(700, *input_shape)).astype(np.float32),
-        test_labels=rng.integers(0, 3, 700),
-        n_classes=3,
-    )
-    samples = np.split(rng.permutation(n), np.cumsum(SIZES)[:-1])
-    plan = plan_of(samples, settings.batch_size, settings.batches)
-    learner = build.learner_of(
-        build.chain_of(item, data, init_seed=3),
-        build.shape_of(item, data),
-        Dealt(data, samples),
-        plan,
-        settings,
-        server_optimizer,
-        data_seed=5,
-    )
-    return Bench(learner, plan)
-
-
-def relative_error(found, expected, start):
-    """Largest difference over the largest change, over all parameters."""
-    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-    return difference / max(float((b - s).abs().max()) for b, s in zip(expected, start, strict=True))
 
 
 # ---- the work -------------------------------------------------------------------------------------------------------
@@ -120,24 +34,41 @@ def test_flops_computed_equal_the_finished_work_at_every_depth(model, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["cnn", "resnet20"])
 def test_flops_of_several_steps_and_a_broken_off_one_are_those_of_their_rows(model, engine):
-    """Steps of 4, 1, 4, ... rows; a suffix task; one-step cohorts beside long jobs; one that reached nothing."""
+    """Steps of 4, 1, 4, ... rows; one-step cohorts beside long jobs; one that reached nothing."""
     at = bench(model, engine)
     full = at.n_layers
-    work = at.work(
-        [0, 1, 2, 3, 0, 1],
-        n_steps=[2, 0, 3, 1, 0, 2],
-        partial_depth=[full - 1, 2, 0, 0, 0, 1],
-        task_depth=[full, full, 2, full, full, 3],
-    )
+    work = at.work([0, 1, 3, 0, 1], n_steps=[2, 0, 1, 0, 2], partial_depth=[full - 1, 2, 0, 0, 1])
     with FlopCount() as count:
         report = at.aggregate(work)
     step = at.learner.shape.step_flops
-    by_hand = (
-        (5 * step[full] + 4 * step[full - 1]) + 4 * step[2] + 12 * step[2] + 4 * step[full] + (8 * step[3] + step[1])
-    )
+    by_hand = (5 * step[full] + 4 * step[full - 1]) + 4 * step[2] + 4 * step[full] + (8 * step[full] + step[1])
     assert count.flops == report.computed_flops == by_hand == work.used_flops(at.learner.shape, at.plan).sum()
+
+
+def test_a_sample_passes_the_frozen_layers_once_however_many_steps_train_on_it():
+    """Device 2 holds 4 samples, so three steps of 4 rows see each of them three times."""
+    at, plain = bench("cnn"), bench("cnn", "reference")
+    work = at.work([2], n_steps=3, task_depth=2)
+    with FlopCount() as count:
+        report = at.aggregate(work)
+    shape = at.learner.shape
+    frozen = shape.forward_flops[: at.n_layers - 2].sum()
+    assert count.flops == report.computed_flops == 12 * shape.step_flops[2] - 8 * frozen
+    assert plain.aggregate(work).computed_flops == 12 * shape.step_flops[2]
+
+
+@pytest.mark.parametrize("n_steps", [[3, 3, 1], [2, 5, 2]])
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9, "weight_decay": 0.1}])
+def test_low_rank_states_its_own_flops_to_the_last(n_steps, settings):
+    at = bench("mlp", **settings)
+    with FlopCount() as count:
+        work = at.work([0, 1, 3], n_steps=n_steps)
+        change = [torch.zeros_like(w) for w in at.values]
+        cohort = Cohort(at.values, 0.3, work, work.holds_layer / 3.0, np.zeros(3, dtype=np.int64))
+        low_rank.add([change], cohort, at.learner.at)
+    assert count.flops == at.learner.at.model.computed_flops > 0
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -400,7 +331,7 @@ def test_evaluation_is_the_mean_over_the_first_rows_asked_for():
     at = bench("mlp", "auto")
     rows = at.learner.evaluation
     for n in (None, 700, 10, 513):
-        out = at.learner.at.model.chain.module(rows.inputs[:n]).detach()
+        out = at.learner.at.model.chain.module(rows.between(0, n)[0]).detach()
         found = at.learner.evaluate(n)
         assert found.loss == pytest.approx(float(functional.cross_entropy(out, rows.labels[:n])), rel=1e-12)
         assert found.accuracy == float((out.argmax(dim=1) == rows.labels[:n]).double().mean())
