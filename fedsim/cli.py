@@ -145,6 +145,30 @@ def new(
     out_console.print(f"{escape(str(path))} is written; its first lines say how to use it.", highlight=False)
 
 
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(metavar="trainer")],
+    case: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this case; may be repeated.")] = None,
+    pairs: Annotated[int, typer.Option(metavar="N", min=1, help="Interleaved repeats of each case.")] = 7,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where torch computes.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure the trainer against the loops that people write, interleaved in one process (about 10 minutes)."""
+    from fedsim.commands import bench as benchmark
+
+    if what != "trainer":
+        raise BadInput(f"{what!r} cannot be measured; choose trainer")
+    unknown = [one for one in case or () if one not in benchmark.CASES]
+    if unknown:
+        raise BadInput(f"--case is {unknown[0]!r}, which is unknown; choose one of {', '.join(benchmark.CASES)}")
+    measured = []
+    for one in benchmark.measure(tuple(case or benchmark.CASES), pairs, device):
+        measured.append(one)
+        error_console.print(benchmark.line(one), highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(benchmark.as_json(measured), indent=2))
+
+
 def _chosen(loaded: LoadedScenario, found: list[Pair], policy: str | None, seed: int | None) -> list[Pair]:
     labels, seeds = [c.label for c in loaded.contenders], [s.seed for s in loaded.scenario.seed_sets]
     if policy is not None and policy not in labels:
@@ -176,10 +200,10 @@ def _conclude_scenario(loaded: LoadedScenario, out: Path, chosen: list[Pair]) ->
     _conclude(out / loaded.scenario.name, runs)
     asked_for = {pair.folder for pair in chosen}
     own = [run_ for run_ in runs if run_.folder in asked_for]
-    for line in (line for run_ in own for line in notes(run_)):
-        error_console.print(line, markup=False, highlight=False)
-    if (line := real_time(own)) is not None:
-        out_console.print(line, highlight=False, soft_wrap=True)
+    for note in (note for run_ in own for note in notes(run_)):
+        error_console.print(note, markup=False, highlight=False)
+    if (spent := real_time(own)) is not None:
+        out_console.print(spent, highlight=False, soft_wrap=True)
 
 
 def _conclude(folder: Path, runs: list[Run]) -> None:

@@ -6,7 +6,6 @@ case runs ours, the naive loop and the tight loop in turn, again and again, and 
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from fedsim.facts import AggregateRequest, Contributions, LabelledData
-from fedsim.models.cnn import Cnn
+from fedsim.facts import AggregateRequest, BadInput, Contributions, LabelledData
 from fedsim.models.mlp import Mlp
 from fedsim.models.resnet20 import Resnet20
 from fedsim.models.vgg11 import Vgg11
@@ -30,48 +26,34 @@ from fedsim.training.learner import TorchLearner
 from fedsim.training.settings import Training
 from fedsim.weights import layer_mean
 
-_EXTRA: dict = {}
 _BATCH, _RATE, _N_CLASSES = 16, 0.01, 10
 _MNIST, _CIFAR = (1, 28, 28), (3, 32, 32)
 
 
 @dataclass(frozen=True)
-class _Images:
-    """Convolutions as people write them, ReLU before the pool."""
+class _Kind:
+    """n_batches: of samples that a device holds; with fewer than steps, it sees samples again."""
 
-    kernel: int
-    channels: tuple[int, int]
-    hidden: int | None
-    padding: int = 0
-
-    def build(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Sequential:
-        n_in, side, _ = input_shape
-        blocks = []
-        for n_out in self.channels:
-            blocks.append(
-                nn.Sequential(nn.Conv2d(n_in, n_out, self.kernel, padding=self.padding), nn.ReLU(), nn.MaxPool2d(2))
-            )
-            n_in, side = n_out, (side + 2 * self.padding - self.kernel + 1) // 2
-        n_features = n_in * side * side
-        if self.hidden is None:
-            return nn.Sequential(*blocks, nn.Sequential(nn.Flatten(), nn.Linear(n_features, n_outputs)))
-        hidden = nn.Sequential(nn.Flatten(), nn.Linear(n_features, self.hidden), nn.ReLU())
-        return nn.Sequential(*blocks, hidden, nn.Sequential(nn.Linear(self.hidden, n_outputs)))
+    n_steps: int
+    shallowest: int | None
+    freezes: bool
+    n_batches: int
 
 
 _MODELS: dict[str, tuple[Any, tuple[int, ...], int]] = {  # model, input shape, devices
     "mlp32": (Mlp((32, 16)), _MNIST, 100),
     "mlp200": (Mlp((200,)), _MNIST, 100),
     "mlp512": (Mlp((512, 256)), _MNIST, 100),
-    "cnn28": (_Images(5, (16, 32), 128, int(__import__("os").environ.get("PAD", "0"))), _MNIST, 30),
-    "cnn32": (_Images(3, (32, 64), None, 1), _CIFAR, 20),
+    "cnn28": (yardsticks.Images(5, (16, 32), 128), _MNIST, 30),
+    "cnn32": (yardsticks.Images(3, (32, 64), None, 1), _CIFAR, 20),
     "resnet20": (Resnet20(), _CIFAR, 24),
     "vgg11": (Vgg11(), _CIFAR, 20),
 }
-_ROUNDS = {  # local steps, whether layers before the suffix are frozen, shallowest suffix
-    "salf": (1, False, 0),
-    "local5": (5, False, None),
-    "fedpmt5": (5, True, 1),
+_KINDS = {
+    "salf": _Kind(1, 0, freezes=False, n_batches=1),
+    "local5": _Kind(5, None, freezes=False, n_batches=5),
+    "fedpmt5": _Kind(5, 1, freezes=True, n_batches=2),
+    "evaluate": _Kind(1, None, freezes=False, n_batches=1),
 }
 CASES = (
     *(f"salf/{model}" for model in _MODELS),
@@ -111,15 +93,23 @@ class _Case:
     learner: TorchLearner
 
 
+def _check(device: str) -> None:
+    if device not in ("cpu", "cuda"):
+        raise BadInput(f"--device is {device!r}; choose cpu or cuda")
+    if device == "cuda" and not yardsticks.has_cuda():
+        raise BadInput("--device is cuda but torch finds none; choose cpu")
+
+
 def measure(cases: tuple[str, ...] = CASES, n_pairs: int = 7, device: str = "cpu") -> Iterator[Measured]:
-    """Measure these cases one after another, each in `n_pairs` interleaved triples."""
+    """Measure these cases one after another, each in `n_pairs` interleaved triples. Raises BadInput."""
+    _check(device)
     for name in cases:
         case = _case(name, device)
         case.ours(), case.naive(), case.tight()  # warm: caches, allocator, primitives
         with FlopCount() as count:
             case.ours()
         case.learner.kernels.clear()
-        limit = _limit_flops_per_s(device)
+        limit = yardsticks.limit_flops_per_s(device)
         times = [[_seconds(what, device) for what in (case.naive, case.ours, case.tight)] for _ in range(n_pairs)]
         naive, ours, tight = np.array(times).T
         flops_per_s = count.flops / statistics.median(ours)
@@ -135,6 +125,15 @@ def measure(cases: tuple[str, ...] = CASES, n_pairs: int = 7, device: str = "cpu
         )
 
 
+def line(one: Measured) -> str:
+    """One case in words."""
+    return (
+        f"{one.case:<16} {one.ratio_to_naive:6.2f} x naive {one.ratio_to_tight:6.2f} x tight "
+        f"{one.gflops_per_s:8.1f} GFLOP/s ({100 * one.limit_share:.0f} % of a matrix product's), "
+        f"FLOPs {one.flops_ratio:.3f}, {', '.join(one.kernels) or 'forward only'}"
+    )
+
+
 def as_json(measured: list[Measured]) -> list[dict[str, Any]]:
     return [asdict(one) for one in measured]
 
@@ -142,14 +141,13 @@ def as_json(measured: list[Measured]) -> list[dict[str, Any]]:
 def _case(name: str, device: str) -> _Case:
     kind, model_name = name.split("/")
     item, input_shape, n_devices = _MODELS[model_name]
-    n_steps, freezes, shallowest = _ROUNDS.get(kind, (1, False, 0))
-    data = _data(input_shape, n_devices * n_steps * _BATCH, 10_000 if kind == "evaluate" else 1)
+    how = _KINDS[kind]
+    data = _data(input_shape, n_devices * how.n_batches * _BATCH, 10_000 if kind == "evaluate" else 1)
     samples = np.split(np.arange(len(data.train_labels)), n_devices)
     plan = plan_of(list(samples), _BATCH, "epochs")
     chain = build.chain_of(item, data, init_seed=1)
-    model = copy.deepcopy(chain.module).to(device)
-    assert isinstance(model, nn.Sequential)
-    training = Training(batch_size=_BATCH, learning_rate=_RATE, device=device, **_EXTRA)  # type: ignore[arg-type]
+    model = yardsticks.copy_of(chain.module, device)
+    training = Training(batch_size=_BATCH, learning_rate=_RATE, device=device)  # type: ignore[arg-type]
     learner = build.learner_of(
         chain, build.shape_of(item, data), Dealt(data, list(samples)), plan, training, None, data_seed=1
     )
@@ -157,10 +155,10 @@ def _case(name: str, device: str) -> _Case:
         return _evaluation(learner, model, data, device)
     n_layers = learner.shape.n_layers
     depths = np.full(n_devices, n_layers)
-    if shallowest is not None:
-        depths = shallowest + np.arange(n_devices) % (n_layers + 1 - shallowest)
-    work = _contributions(depths, n_steps, n_layers, freezes=freezes, n_samples=len(samples[0]))
-    tasks = _tasks(learner, work, n_steps, device)
+    if how.shallowest is not None:
+        depths = how.shallowest + np.arange(n_devices) % (n_layers + 1 - how.shallowest)
+    work = _contributions(depths, how.n_steps, n_layers, freezes=how.freezes, n_samples=len(samples[0]))
+    tasks = _tasks(learner, work, how.n_steps, device)
     version = 0
 
     def ours() -> None:
@@ -172,7 +170,7 @@ def _case(name: str, device: str) -> _Case:
     listed = depths.tolist()
     return _Case(
         ours=ours,
-        naive=lambda: yardsticks.naive_round(model, tasks, listed, _RATE, freezes=freezes),
+        naive=lambda: yardsticks.naive_round(model, tasks, listed, _RATE, freezes=how.freezes),
         tight=lambda: yardsticks.tight_round(model, tasks, listed, _RATE),
         used_flops=float(work.used_flops(learner.shape, plan).sum()),
         n_devices=n_devices,
@@ -180,8 +178,8 @@ def _case(name: str, device: str) -> _Case:
     )
 
 
-def _evaluation(learner: TorchLearner, model: nn.Module, data: LabelledData, device: str) -> _Case:
-    x, labels = torch.from_numpy(data.test_inputs).to(device), torch.from_numpy(data.test_labels).to(device)
+def _evaluation(learner: TorchLearner, model: Any, data: LabelledData, device: str) -> _Case:
+    x, labels = yardsticks.tensors(data.test_inputs, data.test_labels, device)
     return _Case(
         ours=learner.evaluate,
         naive=lambda: yardsticks.naive_evaluation(model, x, labels),
@@ -229,16 +227,8 @@ def _data(input_shape: tuple[int, ...], n_train: int, n_test: int) -> LabelledDa
     )
 
 
-def _limit_flops_per_s(device: str) -> float:
-    """FLOPs per second of a large product, the best of a few."""
-    n = 1024 if device == "cpu" else 8192
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    return 2 * n**3 / min(_seconds(lambda: a @ b, device) for _ in range(10))
-
-
 def _seconds(what: Callable[[], object], device: str) -> float:
     begin = time.perf_counter()
     what()
-    if device != "cpu":
-        torch.cuda.synchronize()
+    yardsticks.wait_for(device)
     return time.perf_counter() - begin

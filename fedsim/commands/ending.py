@@ -58,7 +58,7 @@ def real_time(runs: Sequence[Run]) -> str | None:
     training, evaluation = training_s / total_s, evaluation_s / total_s
     return (
         f"Real time: {format_s(total_s)} for {plural(len(told), 'run')}, of which {_percent(training)} training, "
-        f"{_percent(evaluation)} evaluation, {_percent(1 - training - evaluation)} all else; "
+        f"{_percent(evaluation)} evaluation, {_percent(max(0.0, 1 - training - evaluation))} all else; "
         f"{format_s(setup_s)} of setup before."
     )
 

@@ -11,7 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedsim.facts import AggregateReport, AggregateRequest, Array, Contributions, IntArray, Jobs, ModelShape, Task
+from fedsim.facts import (
+    AggregateReport,
+    AggregateRequest,
+    Array,
+    Contributions,
+    IntArray,
+    Jobs,
+    ModelShape,
+    Task,
+    Wanted,
+)
 from fedsim.protocols import AnyOf, Arrivals, Condition, Elapsed, Learner, Policy, Steps, TotalSteps
 from fedsim.randomness import Luck
 from fedsim.timing import accounting
@@ -29,8 +39,17 @@ _CHUNK = 16_384  # jobs accounted for at once: their columns stay in the cache i
 class SimServer:
     """A parameter server over one fleet. Implements `fedsim.protocols.Server`."""
 
-    def __init__(self, weather: Weather, learner: Learner, book: Book, horizon_s: float = np.inf) -> None:
+    def __init__(
+        self,
+        weather: Weather,
+        learner: Learner,
+        book: Book,
+        horizon_s: float = np.inf,
+        wanted: frozenset[Wanted] = frozenset(),
+    ) -> None:
+        """wanted: statistics of updates that every aggregate asks the learner for, besides the policy's own."""
         self._weather, self._learner, self._book, self._horizon_s = weather, learner, book, horizon_s
+        self._wanted = wanted
         self._foresight = Foresight(weather)
         self._clock = Clock()
         self._jobs = LiveJobs(weather.fleet.n_devices)
@@ -158,7 +177,7 @@ class SimServer:
             raise ValueError(f"weights are {weights.shape}; need {(len(contributions), self.shape.n_layers)}")
         self._book.before_change(self.now_s)
         kept = np.unique(self._jobs.version[self._jobs.is_busy])
-        request = AggregateRequest(contributions, weights, base, self._version, kept_versions=kept)
+        request = AggregateRequest(contributions, weights, base, self._version, kept, self._wanted)
         report = self._learner.aggregate(request)
         self._version = report.version
         used = contributions.where(np.flatnonzero(weights.any(axis=1)))
@@ -238,6 +257,7 @@ class SimServer:
 
     def play(self, policy: Policy) -> RunOver:
         """Run the policy's story to its end; returns how it ended. Jobs still under way are reported as open."""
+        self._wanted |= getattr(policy, "feedback", frozenset())
         ends: list[RunOver] = []
 
         def story() -> Generator[Any, Any, None]:

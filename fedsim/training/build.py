@@ -15,7 +15,7 @@ from fedsim.training.batches import Batches
 from fedsim.training.choice import Traits
 from fedsim.training.cohort import Workbench
 from fedsim.training.dealing import Dealt
-from fedsim.training.layers import Chain, build_seeded, load_initial_weights, measure
+from fedsim.training.layers import Chain, build_seeded, input_dims, load_initial_weights, measure, mixes_rows
 from fedsim.training.learner import TorchLearner
 from fedsim.training.machine import Chunks, chunk_rows, prepare
 from fedsim.training.passes import can_stack, linear_of
@@ -41,7 +41,7 @@ def chain_of(model: Builder, data: LabelledData, *, init_seed: int) -> Chain:
     module = build_seeded(lambda: model.build(data.input_shape, data.n_classes), Luck(init_seed, "init"))
     chain = Chain.of(module, data.input_shape)
     with torch.no_grad():
-        out = module(torch.zeros((1, *data.input_shape)))
+        out = module(torch.zeros((2, *data.input_shape)))  # batch statistics of one sample do not exist
     if tuple(out.shape[1:]) != (data.n_classes,):
         raise BadInput(
             f"the model gives outputs of shape {tuple(out.shape[1:])} but the labels are 0..{data.n_classes - 1}; "
@@ -81,7 +81,7 @@ def learner_of(
         chain.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     model = WorkingModel.of(chain, shape, tuning)
     weights = [parameter.detach().clone() for parameter in model.parameters]
-    traits = _traits(model, on_cuda=device.type == "cuda")
+    traits = _traits(model, dealt.data.input_shape, on_cuda=device.type == "cuda")
     rows = chunk_rows(tuning, device, int(shape.n_activations.sum()), is_flat=traits.n_linear == model.n_layers)
     return TorchLearner(
         at=Workbench(
@@ -99,11 +99,15 @@ def learner_of(
     )
 
 
-def _traits(model: WorkingModel, *, on_cuda: bool) -> Traits:
+def _traits(model: WorkingModel, input_shape: tuple[int, ...], *, on_cuda: bool) -> Traits:
     linear = [linear_of(block) for block in model.blocks]
     n_linear = next((i for i, found in enumerate(reversed(linear)) if found is None), len(linear))
     worth = [0.0 if f is None else _worth_rows(f[0].in_features, f[0].out_features) for f in linear]
-    n_stackable = next((i for i, block in enumerate(reversed(model.blocks)) if not can_stack(block)), len(linear))
+    stackable = [
+        can_stack(block) and n_dims in (2, 4)
+        for block, n_dims in zip(model.blocks, input_dims(model.chain, input_shape), strict=True)
+    ]
+    n_stackable = next((i for i, can in enumerate(reversed(stackable)) if not can), len(linear))
     return Traits(
         n_linear=n_linear,
         worth_rows=np.array(worth),
@@ -111,7 +115,7 @@ def _traits(model: WorkingModel, *, on_cuda: bool) -> Traits:
         n_activations=int(model.shape.n_activations.sum()),
         n_parameters=np.append(0, np.cumsum(model.shape.n_parameters[::-1])),
         on_cuda=on_cuda,
-        mixes_rows=False,
+        mixes_rows=mixes_rows(model.chain, input_shape),
     )
 
 

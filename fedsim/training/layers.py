@@ -112,6 +112,31 @@ def load_initial_weights(chain: Chain, path: str | Path) -> None:
             tensor.copy_(arrays[name])
 
 
+def input_dims(chain: Chain, input_shape: Sequence[int]) -> list[int]:
+    """Dimensions of what each block takes in, the sample's among them, `[layer]`."""
+    x, found = _example(chain, input_shape, n_samples=2), []
+    with torch.no_grad():
+        for block in chain.blocks:
+            found.append(x.dim())
+            x = block(x.clone())
+    return found
+
+
+def mixes_rows(chain: Chain, input_shape: Sequence[int]) -> bool:
+    """Whether a sample's output depends on the other samples of its batch, as batch normalisation makes it.
+
+    Then a batch of many devices is not many batches, and only a loop over devices trains such a model.
+    """
+    x = _example(chain, input_shape, n_samples=3)
+    with torch.no_grad():
+        together = chain.module(x.clone())
+        try:
+            apart = torch.cat([chain.module(row.clone()) for row in x.split(1)])  # type: ignore[no-untyped-call]
+        except _FORWARD_ERRORS:  # statistics over one sample can be impossible, which says it as well
+            return True
+    return not torch.allclose(together, apart, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
 # ---- what a chain is ------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.training.operations import (
-    ALL,
     Conv2d,
     Flatten,
     GroupNorm,
@@ -22,9 +21,10 @@ from fedsim.training.operations import (
     MaxPool2d,
     Operation,
     Relu,
+    Series,
     Tensors,
-    written_out,
 )
+from fedsim.training.written_out import written_out
 
 Weights = Sequence[Sequence[Tensor]]
 """Parameters of each block, `[block][parameter]`."""
@@ -49,27 +49,13 @@ class WrittenOut:
 
     def __init__(self, operations: list[Operation]) -> None:
         self.operations = operations
-        ends = [sum(o.n_parameters for o in operations[: i + 1]) for i in range(len(operations))]
-        self._slices = [slice(e - o.n_parameters, e) for o, e in zip(operations, ends, strict=True)]
-        self._trains_before = [s.start > 0 for s in self._slices]
+        self._series = Series(operations)
 
     def forward(self, x: Tensor, own: Sequence[Tensor], n: int, n_on: int, n_stacked: int) -> tuple[Tensor, Any]:
-        tapes = []
-        for operation, mine in zip(self.operations, self._slices, strict=True):
-            x, tape = operation.forward(x, own[mine], n, n_stacked)
-            tapes.append(tape)
-        return x, tapes
+        return self._series.forward(x, own, n, n_on, n_stacked)
 
     def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
-        found: Tensors = []
-        at: Tensor | None = gradient
-        for i in reversed(range(len(self.operations))):
-            if at is None:
-                break
-            n_needed = ALL if self._trains_before[i] else n_on
-            mine, at = self.operations[i].backward(tape[i], own[self._slices[i]], at, n_needed)
-            found = mine + found
-        return found, at
+        return self._series.backward(tape, own, gradient, n_on)
 
 
 class Folded:
@@ -135,7 +121,7 @@ class ThroughAutograd:
             if len(rows):
                 with torch.enable_grad():
                     start = rows.detach().requires_grad_(goes_on)
-                    out = self.module(start)
+                    out = self.module(start.clone())  # its first operation may be in place
                 tape.append((start, out))
                 outs.append(out.detach())
         if n < len(x):
@@ -183,7 +169,8 @@ def _can_fold(operations: list[Operation]) -> bool:
 
 def can_stack(block: Block) -> bool:
     """Whether devices with weights of their own can pass through it together."""
-    return not isinstance(block, ThroughAutograd)
+    plain = block.plain if isinstance(block, Folded) else block
+    return isinstance(plain, WrittenOut) and all(o.can_stack for o in plain.operations)
 
 
 def linear_of(block: Block) -> tuple[nn.Linear, bool] | None:

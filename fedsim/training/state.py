@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.facts import IntArray, ModelShape
 from fedsim.training.layers import Chain
-from fedsim.training.passes import Block, blocks_of, can_stack
+from fedsim.training.passes import Block, ThroughAutograd, blocks_of
 from fedsim.training.settings import Tuning
 
 Tensors = list[Tensor]
@@ -82,7 +82,7 @@ class WorkingModel:
 
     def ready(self, values: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """These weights for a pass through the blocks; loaded into the modules where a block computes by them."""
-        if all(can_stack(block) for block in self.blocks):
+        if not any(isinstance(block, ThroughAutograd) for block in self.blocks):
             return self.by_block(values)
         self.load(values)
         return self.by_block(self.parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,67 @@ def test_a_run_leaves_tables_summary_and_report_and_says_where(tmp_path: Path) -
     assert len(runs) == 6
     assert (runs[0].rounds["used_flops"] == runs[0].rounds["computed_flops"]).all()
     assert isinstance(fedsim.read(runs[0].folder)[0].evaluations, pd.DataFrame)
+
+
+def test_a_run_ends_by_saying_where_real_time_went_and_so_does_one_that_was_kept(tmp_path: Path) -> None:
+    scenario = scenario_file(tmp_path)
+    for _ in ("run", "kept"):
+        last = fedsim_command("run", scenario, "--policy", "stsyn", cwd=tmp_path).stdout.splitlines()[-1]
+        shares = re.fullmatch(
+            r"Real time: \S+ s for 2 runs, of which (\S+) % training, (\S+) % evaluation, (\S+) % all else; "
+            r"\S+ s of setup before\.",
+            last,
+        )
+        assert shares, last
+        assert sum(map(float, shares.groups())) == pytest.approx(100, abs=1.1)  # three rounded shares
+        assert all(float(share) > 0 for share in shares.groups())
+
+
+def test_of_runs_from_before_real_time_was_kept_nothing_is_said(tmp_path: Path) -> None:
+    scenario = scenario_file(tmp_path, seeds=[1], policies=[{"kind": "fedavg"}])
+    assert fedsim_command("run", scenario, cwd=tmp_path).returncode == 0
+    path = tmp_path / "runs/small/fedavg/seed-1/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["real_s"], manifest["notes"]
+    path.write_text(json.dumps(manifest))
+    again = fedsim_command("run", scenario, cwd=tmp_path)
+    assert again.stdout.splitlines()[-1].startswith("Report: ")
+    assert again.stderr == ""
+
+
+def test_what_a_run_notes_of_itself_is_told_on_the_error_stream_with_its_name(tmp_path: Path) -> None:
+    scenario = scenario_file(tmp_path, seeds=[1, 2], policies=[{"kind": "salf", "deadline_s": 0.8}])
+    assert fedsim_command("run", scenario, cwd=tmp_path).returncode == 0
+    path = tmp_path / "runs/small/salf/seed-2/manifest.json"
+    noted = {"notes": ["out of memory: chunks were halved to 32 rows", "fallback: [b]dropout[/b] takes the loop"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | noted))
+    kept = fedsim_command("run", scenario, cwd=tmp_path)
+    assert kept.stderr.splitlines() == [
+        "salf, seed 2: out of memory: chunks were halved to 32 rows; this run is not byte-reproducible",
+        "salf, seed 2: fallback: [b]dropout[/b] takes the loop",
+    ]
+    assert fedsim_command("run", scenario, "--seed", "1", cwd=tmp_path).stderr == ""
+
+
+def test_a_scenario_may_be_evaluated_by_rounds_from_the_file_to_the_report(tmp_path: Path) -> None:
+    scenario = scenario_file(tmp_path, evaluation={"targets": [0.3], "every_n_rounds": 2, "n_rows": 50}, seeds=[1])
+    for out, jobs in (("once", 1), ("together", 2)):
+        done = fedsim_command("run", scenario, "--out", out, "--jobs", jobs, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "1 seed: no claim. In these runs" in done.stdout
+    assert digests(tmp_path / "once") == digests(tmp_path / "together")
+    for run in fedsim.read(tmp_path / "once" / "small"):
+        assert run.evaluations["time_s"].tolist() == [0.0, *run.rounds["end_s"][1::2]]
+        assert run.manifest["grid_step_s"] is None
+        assert run.manifest["byte_reproducible"] is True
+
+
+def test_two_cadences_of_evaluation_are_refused_with_their_line_and_a_remedy(tmp_path: Path) -> None:
+    scenario = scenario_file(tmp_path, evaluation={"every_s": 2, "every_n_rounds": 2})
+    line = next(n for n, text in enumerate(scenario.read_text().splitlines(), 1) if "evaluation:" in text)
+    assert refusal("check", "small.yaml", cwd=tmp_path) == (
+        f"small.yaml:{line}: evaluation: evaluate in simulated time or in rounds: keep one of every_s and every_n_rounds"
+    )
 
 
 def test_one_process_or_two_give_the_same_bytes_and_so_does_a_second_run(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsim.randomness import Luck
+from fedsim.randomness import Luck, drawn, permuted
 
 
 @given(
@@ -113,3 +113,58 @@ def test_generators_differ_by_address_and_from_the_rows():
 def test_an_address_has_at_most_three_numbers():
     with pytest.raises(ValueError, match="at most three numbers"):
         Luck(0, "batches").generator(1, 2, 3, 4)
+
+
+# ---- permutations ---------------------------------------------------------------------------------------------------
+
+
+def keys(n, task=0):
+    return Luck(11, "batches").keys(np.arange(n), np.full(n, task))
+
+
+@given(n=st.integers(1, 700), key=st.integers(0, 2**53 - 1))
+def test_a_keyed_permutation_visits_every_position_once(n, key):
+    found = permuted(np.arange(n), np.full(n, n), np.full(n, key, dtype=np.uint64))
+    assert np.array_equal(np.sort(found), np.arange(n))
+
+
+def test_any_positions_of_any_permutations_may_be_asked_for_in_any_order():
+    n, key = np.array([5, 600, 17, 600, 1]), keys(5)
+    whole = [permuted(np.arange(m), np.full(m, m), np.full(m, k)) for m, k in zip(n, key, strict=True)]
+    positions = np.array([4, 599, 0, 3, 0])
+    order = np.array([3, 0, 4, 1, 2])
+    found = permuted(positions[order], n[order], key[order])
+    assert found.tolist() == [int(whole[i][positions[i]]) for i in order]
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_every_permutation_of_a_few_is_equally_likely(n):
+    n_keys = 24_000
+    found = permuted(np.tile(np.arange(n), n_keys), np.full(n * n_keys, n), np.repeat(keys(n_keys), n))
+    _, counts = np.unique(found.reshape(n_keys, n), axis=0, return_counts=True)
+    assert len(counts) == {3: 6, 4: 24}[n]
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("n", [5, 9, 16, 30, 60])
+@pytest.mark.parametrize(("i", "j"), [(0, 1), (0, 4), (2, 3)])
+def test_every_pair_of_samples_is_equally_likely_at_two_positions(n, i, j):
+    n_keys = 30 * n * n
+    at = np.tile([i, j], n_keys)
+    found = permuted(at, np.full(2 * n_keys, n), np.repeat(keys(n_keys, task=1), 2)).reshape(n_keys, 2)
+    counts = np.bincount(found[:, 0] * n + found[:, 1], minlength=n * n).reshape(n, n)
+    assert not counts.diagonal().any()
+    assert stats.chisquare(counts[~np.eye(n, dtype=bool)]).pvalue > 1e-4
+
+
+def test_draws_with_replacement_are_uniform_and_independent_between_positions():
+    n, n_keys = 12, 20_000
+    found = drawn(np.tile([0, 1], n_keys), np.full(2 * n_keys, n), np.repeat(keys(n_keys), 2)).reshape(n_keys, 2)
+    counts = np.bincount(found[:, 0] * n + found[:, 1], minlength=n * n)
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_permutations_of_different_devices_tasks_and_epochs_differ():
+    luck, devices = Luck(11, "batches"), np.arange(50)
+    found = [luck.keys(devices, np.full(50, task), step=epoch) for task in (0, 1) for epoch in (0, 1)]
+    assert len(np.unique(np.concatenate(found))) == 200

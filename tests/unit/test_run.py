@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from time import perf_counter
+
 import numpy as np
 import pytest
 import torch
 
 import fedsim
 from fedsim.delays import Classes, Constant, Gamma
-from fedsim.facts import BatchPlan
-from fedsim.run import check, fingerprint, simulate
+from fedsim.evaluations import Grid
+from fedsim.facts import AggregateReport, BatchPlan, Evaluation
+from fedsim.run import World, check, fingerprint, simulate
+from fedsim.statistics.time_to_accuracy import sustained_s
 from fedsim.timing.fleet import Compute, Fleet, Link
 from fedsim.timing.weather import Weather
 from tests.fakes import equal_layers
@@ -24,6 +29,190 @@ def test_the_last_evaluation_is_at_the_horizon_however_the_grid_rounds(tiny, hor
     times_s = simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0]).tables["evaluations"]["time_s"]
     assert len(times_s) == 201
     assert times_s[-1] == horizon_s
+
+
+# ---- when the model is evaluated ------------------------------------------------------------------------------------
+
+
+class Reciting:
+    """A learner that recites an accuracy for each version and remembers what it was asked to evaluate."""
+
+    def __init__(self, shape, accuracy=(0.5,), n_rows=20, costs_s=(0.0, 0.0)):
+        self.shape, self.accuracy, self.n_rows, self.costs_s = shape, accuracy, n_rows, costs_s
+        self.version = 0
+        self.asked = Counter()
+
+    def aggregate(self, request):
+        busy(self.costs_s[0])
+        self.version = request.version + bool(request.weights.any())
+        return AggregateReport(self.version, is_finite=True, computed_flops=0.0)
+
+    def evaluate(self, n_rows=None):
+        busy(self.costs_s[1])
+        self.asked[self.version, min(n_rows or self.n_rows, self.n_rows)] += 1
+        return Evaluation(self.accuracy[min(self.version, len(self.accuracy) - 1)], loss=1.0)
+
+
+def busy(seconds):
+    end = perf_counter() + seconds
+    while perf_counter() < end:
+        pass
+
+
+@pytest.fixture
+def recited(tiny, monkeypatch):
+    """A function that plays a tiny scenario (20 test rows) with a reciting learner; the result and the learner."""
+
+    def play(accuracy=(0.5,), costs_s=(0.0, 0.0), attributes=(), **changes):
+        loaded = fedsim.from_dict(tiny(**changes))
+        made = []
+
+        def learner(world, *_):
+            made.append(Reciting(world.shape, accuracy, costs_s=costs_s))
+            made[-1].__dict__.update(attributes)
+            return made[-1]
+
+        monkeypatch.setattr(World, "learner", learner)
+        result = simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0])
+        return result, made[0]
+
+    return play
+
+
+SLOW = {"n_devices": 5, "compute": {"step_s": 0.5, "task_factor": {"kind": "exponential"}}}
+
+
+def test_by_rounds_the_model_is_evaluated_at_zero_and_at_the_end_of_every_nth_round(recited):
+    result, _ = recited(fleet=SLOW, evaluation={"every_n_rounds": 3}, stop={"n_rounds": 10})
+    ends_s, evaluations = result.tables["rounds"]["end_s"], result.tables["evaluations"]
+    assert evaluations["time_s"].tolist() == [0.0, ends_s[2], ends_s[5], ends_s[8]]
+    assert evaluations["round"].tolist() == [0, 3, 6, 9]
+    assert evaluations["version"].tolist() == [0, 3, 6, 9]
+    assert len(set(np.diff(evaluations["time_s"]).round(6))) == 3  # the rounds differ in length
+
+
+def test_by_rounds_costs_are_those_of_all_rounds_until_then(recited):
+    result, _ = recited(fleet=SLOW, evaluation={"every_n_rounds": 3}, stop={"n_rounds": 7})
+    rounds, evaluations = result.tables["rounds"], result.tables["evaluations"]
+    for name in ("uploaded_bytes", "downloaded_bytes", "device_flops"):
+        assert evaluations[name].tolist() == [0.0, rounds[name][:3].sum(), rounds[name][:6].sum()]
+
+
+def test_a_run_in_which_no_round_closes_is_still_evaluated_once(recited):
+    result, _ = recited(evaluation={"every_n_rounds": 3}, stop={"simulated_s": 0.5})
+    assert result.tables["evaluations"]["time_s"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("n_rows", [None, 7, 20, 50])
+@pytest.mark.parametrize(
+    "evaluation", [{"every_s": 0.3}, {"every_s": 5.0}, {"n_points": 4}, {"every_n_rounds": 1}, {"every_n_rounds": 4}]
+)
+@pytest.mark.parametrize(
+    "policy",
+    [{"kind": "k_sync", "k": 1}, {"kind": "drop_stragglers", "deadline_s": 0.4}],  # the other one has empty rounds
+)
+def test_the_same_weights_are_never_evaluated_twice_on_the_same_rows(recited, policy, evaluation, n_rows):
+    _, learner = recited(
+        policies=[policy],
+        fleet={"n_devices": 5, "compute": {"step_s": 1.0, "task_factor": {"kind": "exponential"}}},
+        evaluation=evaluation | ({} if n_rows is None else {"n_rows": n_rows}),
+        stop={"n_rounds": 12, "simulated_s": 20.0},
+    )
+    assert (learner.version, 20) in learner.asked, "the last model was not evaluated on all rows"
+    assert {asked: n for asked, n in learner.asked.items() if n > 1} == {}
+    assert {rows for _, rows in learner.asked} <= {20, n_rows}
+
+
+@pytest.mark.parametrize("every_n_rounds", [1, 2, 5])
+@pytest.mark.parametrize("accuracy_seed", range(12))
+def test_by_rounds_a_run_stops_with_the_round_at_which_its_record_shows_the_target_as_sustained(
+    recited, every_n_rounds, accuracy_seed
+):
+    """Rounds of about 0.3 s: windows of 0.5 s hold several of them, and a fifth one comes after whole windows."""
+    accuracy = np.random.default_rng(accuracy_seed).choice([0.7, 0.9], 200, p=[0.25, 0.75]).tolist()
+    result, _ = recited(
+        accuracy,
+        policies=[{"kind": "k_sync", "k": 2}],
+        fleet=SLOW,
+        evaluation={"every_n_rounds": every_n_rounds, "targets": [0.6, 0.8], "sustain_s": 0.5},
+        stop={"n_rounds": 150, "at_targets": True},
+    )
+    assert result.manifest["outcome"]["reason"] == "every target has been sustained"
+    table, ends_s = result.tables["evaluations"], result.tables["rounds"]["end_s"]
+
+    def reached_s(seen_from_s):
+        seen = table["time_s"] <= seen_from_s
+        return sustained_s(table["time_s"][seen], table["accuracy"][seen], 0.8, 0.5, seen_from_s)
+
+    assert reached_s(ends_s[-1]) is not None
+    assert len(ends_s) == 1 or reached_s(ends_s[-2]) is None
+
+
+def test_a_target_held_for_a_whole_window_stays_sustained_though_the_next_evaluation_falls_below(recited):
+    """Rounds take 2 s, windows 1 s: by the end of round 1 the window that began with it at 2 s has passed."""
+    result, _ = recited(
+        (0.1, 0.9, 0.1),
+        evaluation={"every_n_rounds": 1, "targets": [0.8], "sustain_s": 1.0},
+        stop={"n_rounds": 9, "at_targets": True},
+    )
+    assert result.tables["evaluations"]["accuracy"].tolist() == [0.1, 0.9, 0.1]
+    assert result.manifest["outcome"]["reason"] == "every target has been sustained"
+
+
+def test_seconds_and_rounds_between_evaluations_are_refused_together(tiny):
+    with pytest.raises(fedsim.ScenarioError) as refused:
+        fedsim.from_dict(tiny(evaluation={"every_s": 2.0, "every_n_rounds": 5}))
+    assert str(refused.value) == (
+        "<scenario>: evaluation: evaluate in simulated time or in rounds: keep one of every_s and every_n_rounds"
+    )
+    with pytest.raises(ValueError, match="state one of step_s and every_n_rounds"):
+        Grid(step_s=2.0, every_n_rounds=5)
+
+
+def test_a_resolved_scenario_by_rounds_is_read_back_as_it_was(tiny):
+    loaded = fedsim.from_dict(tiny(evaluation={"every_n_rounds": 5}, stop={"simulated_s": 100}))
+    assert fedsim.from_dict(loaded.resolved()).scenario.evaluation == loaded.scenario.evaluation
+    assert loaded.scenario.grid_step_s is None
+
+
+# ---- what a run says of itself --------------------------------------------------------------------------------------
+
+
+def test_the_manifest_says_how_long_training_and_evaluation_took_and_no_table_does(recited):
+    result, learner = recited(costs_s=(0.02, 0.01), evaluation={"every_n_rounds": 1, "n_rows": 7}, stop={"n_rounds": 3})
+    real_s = result.manifest["real_s"]
+    n_evaluations = learner.asked.total()
+    assert n_evaluations == 5  # versions 0 to 3 on 7 rows, the last one on all
+    assert real_s["training"] >= 3 * 0.02
+    assert real_s["evaluation"] >= n_evaluations * 0.01
+    assert real_s["training"] + real_s["evaluation"] <= real_s["total"]
+    assert real_s["setup"] > 0
+    assert not [name for table in result.tables.values() for name in table if "real" in name]
+
+
+@pytest.mark.parametrize(
+    ("notes", "is_reproducible"),
+    [
+        ([], True),
+        (["fallback: dropout goes through the loop"], True),
+        (["fallback: dropout goes through the loop", "out of memory: chunks were halved to 32 rows"], False),
+    ],
+)
+def test_a_note_on_anything_but_a_fallback_makes_a_run_not_byte_reproducible(recited, notes, is_reproducible):
+    manifest = recited(attributes={"notes": notes})[0].manifest
+    assert manifest["notes"] == notes
+    assert manifest["byte_reproducible"] is is_reproducible
+
+
+def test_what_the_learner_says_of_its_kernels_and_its_machine_stands_in_the_manifest(recited):
+    manifest = recited(attributes={"kernels": {"loop": 3}, "machine": {"n_threads": 1}})[0].manifest
+    assert manifest["kernels"] == {"loop": 3}
+    assert manifest["machine"]["torch"] == {"n_threads": 1}
+    assert "python" in manifest["machine"]
+    assert recited()[0].manifest["machine"]["torch"] == {}
+
+
+# ---- what is refused, and what makes a different run ----------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA, so asking for it is no mistake")

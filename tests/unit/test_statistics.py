@@ -8,10 +8,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsim.commands.ending import notes, real_time
+from fedsim.dashboard.report import report
 from fedsim.statistics.best import may_be_best
 from fedsim.statistics.comparison import compare, compare_targets, headline
 from fedsim.statistics.reading import BrokenRunError, broken_folders, read_run, read_scenario
@@ -294,6 +297,68 @@ def test_runs_without_a_grid_are_not_compared(tmp_path):
     assert "Set stop.simulated_s" in compare(read_scenario(tmp_path / "s"), 0.9).sentence
 
 
+def by_rounds(folder, every_n_rounds, times_s, ends_s):
+    """A run of `write_run` as one that was evaluated by rounds: at these times, in a run that ended then."""
+    table = pd.read_parquet(folder / "evaluations.parquet")
+    table.assign(time_s=times_s).to_parquet(folder / "evaluations.parquet")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["grid_step_s"], manifest["outcome"]["simulated_s"] = None, ends_s
+    manifest["scenario"]["evaluation"] |= {"every_s": None, "every_n_rounds": every_n_rounds}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_evaluated_by_rounds_policies_are_compared_at_moments_of_their_own(tmp_path):
+    """Windows of 20 s. a is below again at 19 s; b's one evaluation at 30 s is all that its window holds."""
+    folder = tmp_path / "s"
+    by_rounds(write_run(folder, "a", 0, [0.1, 0.9, 0.5, 0.9, 0.9]), 5, [0.0, 3.0, 19.0, 22.0, 41.0], 60.0)
+    by_rounds(write_run(folder, "b", 0, [0.1, 0.9, 0.2], position=1), 5, [0.0, 30.0, 50.5], 60.0)
+    comparison = compare(read_scenario(folder), 0.9)
+    assert comparison.of("a").reached_s == (22.0,)
+    assert comparison.of("a").first_s == (3.0,)
+    assert comparison.of("b").reached_s == (30.0,)
+
+
+@pytest.mark.parametrize(("ends_s", "reached_s"), [(69.9, None), (70.0, 50.0)])
+def test_evaluated_by_rounds_a_target_must_be_held_to_the_runs_end_not_to_its_last_evaluation(
+    tmp_path, ends_s, reached_s
+):
+    folder = by_rounds(write_run(tmp_path / "s", "a", 0, [0.1, 0.9]), 2, [0.0, 50.0], ends_s)
+    run = read_run(folder)
+    assert summarise(run)["time_to_accuracy_s"] == {"0.9": reached_s}
+    assert run.followed_s == ends_s
+    assert compare([run], 0.9).of("a").reached_s == (reached_s,)
+    assert compare([run], 0.9).of("a").followed_s == (ends_s,)
+
+
+def test_on_a_grid_of_time_a_run_is_followed_to_its_last_evaluation(tmp_path):
+    write_run(tmp_path / "s", "a", 0, climb(10))
+    (run,) = read_scenario(tmp_path / "s")
+    run.manifest["outcome"]["simulated_s"] = 609.0
+    assert run.followed_s == 600.0
+
+
+def test_runs_evaluated_by_seconds_and_by_rounds_are_not_compared(tmp_path):
+    folder = tmp_path / "s"
+    write_run(folder, "a", 0, climb(10))
+    by_rounds(write_run(folder, "b", 0, climb(10, n_points=3), position=1), 5, [0.0, 3.0, 4.0], 60.0)
+    comparison = compare(read_scenario(folder), 0.9)
+    assert comparison.results == ()
+    assert "every 10 s and 5 rounds" in comparison.sentence
+
+
+def test_by_rounds_too_nothing_is_compared_until_it_is_said_how_long_a_target_must_be_held(tmp_path):
+    by_rounds(write_run(tmp_path / "s", "a", 0, [0.1, 0.9], sustain_s=None), 5, [0.0, 3.0], 60.0)
+    assert "evaluation.sustain_s" in compare(read_scenario(tmp_path / "s"), 0.9).sentence
+
+
+def test_the_report_warns_that_policies_with_shorter_rounds_were_evaluated_more_often(tmp_path):
+    by_rounds(write_run(tmp_path / "s", "a", 0, [0.1, 0.9, 0.9]), 5, [0.0, 3.0, 30.0], 60.0)
+    assert "evaluated after every 5 rounds, not at moments common to all" in report("s", read_scenario(tmp_path / "s"))
+    write_run(tmp_path / "t", "a", 0, climb(10))
+    assert "not at moments common to all" not in report("t", read_scenario(tmp_path / "t"))
+
+
 def test_the_headline_is_the_highest_target_that_a_run_reached(tmp_path):
     runs = scenario(tmp_path / "s", {"a": [20]}, targets=(0.5, 0.99, 0.8))
     comparisons = compare_targets(runs)
@@ -372,6 +437,40 @@ def test_a_run_of_the_clock_alone_has_a_summary_without_accuracy(tmp_path):
     assert row["final_accuracy"] is None
     assert row["used_flops_share"] is None
     assert row["time_to_accuracy_s"] == {"0.9": None}
+
+
+# ---- what a command says at its end ---------------------------------------------------------------------------------
+
+
+def with_manifest(folder, **changes):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    return read_run(folder)
+
+
+def test_the_real_time_of_runs_is_summed_and_runs_that_do_not_tell_are_left_out(tmp_path):
+    told = [
+        {"setup": 1.0, "training": 35.0, "evaluation": 2.5, "total": 38.0},
+        {"setup": 2.0, "training": 1.9, "evaluation": 0.0, "total": 3.0},
+    ]
+    runs = [
+        with_manifest(write_run(tmp_path / "s", "a", seed, climb(3)), real_s=each) for seed, each in enumerate(told)
+    ]
+    silent = read_run(write_run(tmp_path / "s", "a", 9, climb(3)))
+    assert real_time([*runs, silent]) == (
+        "Real time: 41 s for 2 runs, of which 90 % training, 6.1 % evaluation, 3.9 % all else; 3 s of setup before."
+    )
+    assert real_time([silent]) is None
+
+
+def test_a_note_is_told_once_with_its_run_and_with_what_it_costs(tmp_path):
+    halved, fallback = "out of memory: chunks were halved to 32 rows", "fallback: dropout goes through the loop"
+    run = with_manifest(write_run(tmp_path / "s", "salf", 0, climb(3)), notes=[halved, fallback, halved])
+    assert notes(run) == [
+        f"salf, seed 0: {halved}; this run is not byte-reproducible",
+        f"salf, seed 0: {fallback}",
+    ]
+    assert notes(read_run(write_run(tmp_path / "s", "old", 1, climb(3)))) == []
 
 
 def test_the_summary_files_hold_the_same_and_are_the_same_every_time(tmp_path):
