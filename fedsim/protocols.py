@@ -6,7 +6,7 @@ A policy is a generator that speaks the server's verbs; it knows neither SimPy n
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -199,3 +199,10 @@ class Learner(Protocol):
     def aggregate(self, request: AggregateRequest) -> AggregateReport: ...
     def evaluate(self, n_rows: int | None = None) -> Evaluation | None:
         """The global model of now on `n_rows` fixed evaluation rows, or all; None from a learner that trains nothing."""
+
+
+@runtime_checkable
+class CanLookAhead(Protocol):
+    """A learner that makes use of knowing what it will be asked: every request of the run, in order."""
+
+    ahead: Sequence[AggregateRequest]

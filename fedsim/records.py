@@ -51,11 +51,13 @@ class RunBook:
     n_rounds: int | None = None
     at_targets: bool = False
     record_tasks: bool = True
+    record_updates: bool = False
     on_progress: Callable[[Progress], None] = lambda _: None
     journal: IO[str] | None = None
     rounds: Table = field(default_factory=dict)
     layers: Table = field(default_factory=dict)
     _tasks: list[tuple[ClosedJobs, int, BoolArray]] = field(default_factory=list)
+    _updates: list[dict[str, Any]] = field(default_factory=list)
     _unresolved: list[ClosedJobs] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COSTS, 0.0))
     _version: int = 0
@@ -97,6 +99,7 @@ class RunBook:
                 n_contributors=int(n_contributors),
                 weight_sum=float(weight_sum),
             )
+        self._record_updates(closed)
         self.n_closed += 1
         self._evaluations.after_round(closed.end_s, self.n_closed, self._version, self._so_far())
         self._tell(closed)
@@ -105,6 +108,22 @@ class RunBook:
     def final(self) -> Evaluation | None:
         """The model that the run ended with, on all evaluation rows; None if nothing was trained."""
         return self._evaluations.final(self._version)
+
+    def _record_updates(self, closed: ClosedRound) -> None:
+        found = closed.report.statistics
+        if found is None or not self.record_updates:
+            return
+        n, n_layers = found.squared_norm.shape
+        distance = np.full((n, n_layers), np.nan) if found.squared_distance is None else found.squared_distance
+        held = found.squared_norm > 0.0
+        columns = {
+            "round": np.full((n, n_layers), self.n_closed),
+            "device": np.broadcast_to(found.device[:, None], (n, n_layers)),
+            "layer": np.broadcast_to(np.arange(n_layers), (n, n_layers)),
+            "squared_norm": found.squared_norm,
+            "squared_distance": distance,
+        }
+        self._updates.append({name: column[held] for name, column in columns.items()})
 
     # ---- inside -------------------------------------------------------------------------------------------------
 
@@ -152,6 +171,12 @@ class RunBook:
             "layers": _typed(self.layers, _LAYERS),
             "evaluations": _typed(self._evaluations.rows, _EVALUATIONS),
         }
+        if self.record_updates:
+            parts = self._updates
+            tables["updates"] = {
+                name: np.concatenate([np.empty(0, kind), *(part[name] for part in parts)]).astype(kind)
+                for name, kind in _UPDATES.items()
+            }
         return tables | {"tasks": self._task_columns()} if self.record_tasks else tables
 
     def _close_open_jobs(self) -> None:
@@ -183,6 +208,7 @@ _LAYERS = {"round": "i8", "layer": "i8", "n_contributors": "i8", "weight_sum": "
 _EVALUATIONS = {"time_s": "f8", "version": "i8", "round": "i8", "accuracy": "f8", "loss": "f8"} | dict.fromkeys(
     _COSTS, "f8"
 )
+_UPDATES = {"round": "i8", "device": "i8", "layer": "i8", "squared_norm": "f8", "squared_distance": "f8"}
 _TASKS = dict.fromkeys((f.name for f in fields(ClosedJobs)), "f8") | dict.fromkeys(
     ("device", "ordinal", "version", "n_steps", "depth"), "i8"
 )

@@ -17,13 +17,14 @@ from typing import IO, Any
 import numpy as np
 
 from fedsim.evaluations import Grid
-from fedsim.facts import BadInput, BatchPlan, Evaluation, ModelShape
-from fedsim.protocols import Learner
+from fedsim.facts import AggregateRequest, BadInput, BatchPlan, Evaluation, ModelShape, Wanted
+from fedsim.protocols import CanLookAhead, Learner
 from fedsim.real_time import TimedLearner
 from fedsim.records import SCHEMA_VERSION, Progress, RunBook
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.read import LoadedScenario
 from fedsim.scenario.schema import SeedSet
+from fedsim.timing.ahead import requests_ahead
 from fedsim.timing.foresight import Foresight
 from fedsim.timing.server import SimServer
 from fedsim.timing.untrained import Untrained
@@ -56,7 +57,11 @@ def simulate(
     with _located(loaded, contender):
         world = World.of(loaded, seeds).planned_for(contender)
         world.refuse_problems(contender)
-        learner = TimedLearner(world.learner(loaded, contender, seeds))
+        trainer = world.learner(loaded, contender, seeds)
+    ready = perf_counter()
+    if isinstance(trainer, CanLookAhead):
+        trainer.ahead = world.ahead(loaded, contender)
+    learner = TimedLearner(trainer)
     book = RunBook(
         learner=learner,
         grid=_grid(loaded, n_rows=len(world.dealt.data.test_labels)),
@@ -64,11 +69,12 @@ def simulate(
         n_rounds=scenario.stop.n_rounds,
         at_targets=scenario.stop.at_targets,
         record_tasks=scenario.record_tasks,
+        record_updates=scenario.record_updates and scenario.train,
         on_progress=on_progress,
         journal=journal,
     )
-    server = SimServer(world.weather, learner, book, horizon_s=book.horizon_s)
-    ready = perf_counter()
+    wanted: frozenset[Wanted] = frozenset({"update_norm", "update_distance"} if scenario.record_updates else ())
+    server = SimServer(world.weather, learner, book, horizon_s=book.horizon_s, wanted=wanted)
     over = server.play(contender.policy)
     final, tables = book.final(), book.tables()
     real_s = {"setup": ready - began, "total": perf_counter() - ready}
@@ -123,6 +129,14 @@ class World:
         for problem in contender.policy.problems(Foresight(self.weather)):
             key = problem.split(" ", 1)[0]
             raise BadInput(problem, at=(key,) if key in contender.parameters else ())
+
+    def ahead(self, loaded: LoadedScenario, contender: Contender) -> Sequence[AggregateRequest]:
+        """What the learner will be asked, where neither the policy nor the run's end looks at what was learned."""
+        stop = loaded.scenario.stop
+        if stop.at_targets or loaded.scenario.record_updates:
+            return []
+        horizon_s = stop.simulated_s or np.inf
+        return requests_ahead(self.weather, contender.policy, horizon_s=horizon_s, n_rounds=stop.n_rounds)
 
     def learner(self, loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> Learner:
         if not loaded.scenario.train:

@@ -134,7 +134,9 @@ class Scenario(_Strict):
     """Everything that decides a comparison.
 
     name: of the folder of results. train: false runs the clock alone: the same data dealt out, the same times, no
-    accuracy. record_tasks: keep a row for every job (tasks.parquet). seeds: runs per policy; a number stands for all four.
+    accuracy. record_tasks: keep a row for every job (tasks.parquet). record_updates: keep the squared norm of every
+    device's update, layer by layer, and its squared distance from the aggregate (updates.parquet; doubles the training).
+    seeds: runs per policy; a number stands for all four.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -148,6 +150,7 @@ class Scenario(_Strict):
     evaluation: EvaluationSettings = EvaluationSettings()
     train: bool = True
     record_tasks: bool = True
+    record_updates: bool = False
 
     @property
     def seed_sets(self) -> tuple[SeedSet, ...]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from fedsim.facts import AggregateReport, AggregateRequest, Evaluation, ModelShape
 from fedsim.protocols import Policy
 from fedsim.timing.book import ClosedJobs, ClosedRound
@@ -20,25 +18,26 @@ from fedsim.timing.untrained import Untrained
 from fedsim.timing.weather import Weather
 
 _LOOK = 30  # rounds after which an asynchronous policy has shown itself
+_MOST = 20_000  # requests that are remembered; later ones are trained as they come
 
 
 def requests_ahead(
     weather: Weather, policy: Policy, *, horizon_s: float, n_rounds: int | None
 ) -> Sequence[AggregateRequest]:
-    """Every request of the run in order; none if the policy asks for feedback, or never mixes versions."""
+    """The requests of the run in order, from the first; none if the policy asks for feedback, or never mixes versions."""
     if getattr(policy, "feedback", frozenset()):
         return []
     look = _LOOK if n_rounds is None else min(_LOOK, n_rounds)
     if not any(_is_stale(request) for request in _played(weather, policy, horizon_s, look)):
         return []
-    return _played(weather, policy, horizon_s, n_rounds)
+    return _played(weather, policy, horizon_s, min(_MOST, n_rounds or _MOST))
 
 
 def _is_stale(request: AggregateRequest) -> bool:
     return bool((request.contributions.version != request.version).any())
 
 
-def _played(weather: Weather, policy: Policy, horizon_s: float, n_rounds: int | None) -> list[AggregateRequest]:
+def _played(weather: Weather, policy: Policy, horizon_s: float, n_rounds: int) -> list[AggregateRequest]:
     learner = _Listening(weather.shape)
     SimServer(weather, learner, _Counting(n_rounds), horizon_s=horizon_s).play(policy)
     return learner.requests
@@ -63,8 +62,8 @@ class _Listening:
 class _Counting:
     """A book that keeps nothing but the number of rounds."""
 
-    def __init__(self, n_rounds: int | None) -> None:
-        self._left = np.inf if n_rounds is None else n_rounds
+    def __init__(self, n_rounds: int) -> None:
+        self._left = n_rounds
 
     def before_change(self, now_s: float) -> None:
         pass

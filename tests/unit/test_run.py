@@ -6,6 +6,7 @@ from collections import Counter
 from time import perf_counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -251,3 +252,50 @@ def test_persistent_luck_is_drawn_once_for_the_fleet_and_not_at_every_message():
     weather = Weather(Fleet(8, uplink=Link(Gamma(shape=2.0))), equal_layers(2), plan, 1, 1)
     first = weather._persistent(weather.fleet.uplink.rate_bits_per_s, "uplink.rate")
     assert weather._persistent(weather.fleet.uplink.rate_bits_per_s, "uplink.rate") is first
+
+
+# ---- what the devices' updates looked like --------------------------------------------------------------------------
+
+
+def test_updates_are_recorded_where_the_scenario_asks_and_change_nothing_else(tiny):
+    plain, asked = (fedsim.from_dict(tiny(record_updates=wanted)) for wanted in (False, True))
+    results = [simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0]) for loaded in (plain, asked)]
+    assert "updates" not in results[0].tables
+    updates = pd.DataFrame(results[1].tables["updates"])
+    assert len(updates) == 3 * 5 * 4  # rounds, devices, layers
+    assert (updates.squared_norm > 0).all()
+    assert updates.squared_distance.notna().all()
+    for name in ("layers", "tasks"):
+        pd.testing.assert_frame_equal(*(pd.DataFrame(result.tables[name]) for result in results))
+    doubled = [result.tables["rounds"]["computed_flops"] for result in results]
+    assert np.array_equal(doubled[1], 2 * doubled[0])
+
+
+def test_the_norm_of_the_mean_is_what_norms_and_distances_say(tiny):
+    """sum_k w_k |d_k|^2 = |mean|^2 + sum_k w_k |d_k - mean|^2, whatever the updates are: here with equal weights."""
+    loaded = fedsim.from_dict(
+        tiny(record_updates=True, training={"local_steps": 2, "batch_size": 8, "dtype": "float64"})
+    )
+    result = simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0])
+    mean = (
+        pd.DataFrame(result.tables["updates"]).groupby(["round", "layer"])[["squared_norm", "squared_distance"]].mean()
+    )
+    assert (mean.squared_norm > mean.squared_distance).all()
+
+
+def test_the_manifest_says_which_kernel_trained_what_and_how_torch_was_set_up(tiny):
+    loaded = fedsim.from_dict(tiny())
+    manifest = simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0]).manifest
+    assert sum(manifest["kernels"].values()) == 15
+    assert manifest["byte_reproducible"] is True
+    torch_facts = manifest["machine"]["torch"]
+    assert {"n_threads", "matmul", "keeps_memory", "device", "chunk_rows", "tuning"} <= set(torch_facts)
+
+
+def test_a_run_that_diverges_says_in_which_round_and_at_which_second(tiny):
+    loaded = fedsim.from_dict(tiny(training={"local_steps": 2, "batch_size": 8, "learning_rate": 1e30}))
+    result = simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0])
+    outcome = result.manifest["outcome"]
+    assert outcome["kind"] == "diverged"
+    assert outcome["round"] == len(result.tables["rounds"]["round"]) >= 1
+    assert outcome["simulated_s"] == result.tables["rounds"]["end_s"][-1]

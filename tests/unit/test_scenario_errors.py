@@ -101,7 +101,7 @@ K5 = "k: 5"
         (K5, "k: 5\n    training: {learning_rat: 1}", "14: policies[1] (stsyn).training: learning_rat is not a known key; did you mean 'learning_rate'?"),
         (K5, "k: 5\n    training: {learning_rate: 0}", "14: policies[1] (stsyn).training: learning_rate is 0 but must be greater than 0"),
         ("seeds: [0, 1]", "seeds: [0, {seed: 1, int: 3}]", "17: seeds[1]: int is not a known key; did you mean 'init'?"),
-        ("seeds:", "colour: red\nseeds:", "17: colour is not a known key; known here: name, fleet, model, data, policies, stop, training, seeds, evaluation, train, record_tasks"),
+        ("seeds:", "colour: red\nseeds:", "17: colour is not a known key; known here: name, fleet, model, data, policies, stop, training, seeds, evaluation, train, record_tasks, record_updates"),
         ("name: quickstart\n", "", "1: name is missing; add 'name: ...'"),
         ("k: 10", "label: ten", "14: policies[2] (stsyn): k is missing; add 'k: ...'"),
         (FIRST, "- {}", "11: policies[0]: kind is missing; add 'kind: ...' ('fedsim list' shows the kinds)"),
