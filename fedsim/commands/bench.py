@@ -52,7 +52,7 @@ _MODELS: dict[str, tuple[Any, tuple[int, ...], int]] = {  # model, input shape, 
 _KINDS = {
     "salf": _Kind(1, 0, freezes=False, n_batches=1),
     "local5": _Kind(5, None, freezes=False, n_batches=5),
-    "fedpmt5": _Kind(5, 1, freezes=True, n_batches=2),
+    "fedpmt5": _Kind(5, 1, freezes=True, n_batches=1),
     "evaluate": _Kind(1, None, freezes=False, n_batches=1),
 }
 CASES = (

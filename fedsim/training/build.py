@@ -112,8 +112,8 @@ def _traits(model: WorkingModel, input_shape: tuple[int, ...], *, on_cuda: bool)
         n_linear=n_linear,
         worth_rows=np.array(worth),
         n_stackable=n_stackable,
-        n_activations=int(model.shape.n_activations.sum()),
-        n_parameters=np.append(0, np.cumsum(model.shape.n_parameters[::-1])),
+        n_activations=model.shape.n_activations,
+        n_parameters=model.shape.n_parameters,
         on_cuda=on_cuda,
         mixes_rows=mixes_rows(model.chain, input_shape),
     )

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.facts import Array, BatchPlan, Contributions, IntArray
+from fedsim.facts import Array, BatchPlan, BoolArray, Contributions, IntArray
 from fedsim.training import loop, low_rank, mapped, one_batch, stacked
 
 REFERENCE = "reference"
-_WORTH = 1.0
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,15 @@ class Traits:
 
     n_linear: how many of the output-most layers are fully connected, with nothing else among them.
     worth_rows: of each layer, in x out / (in + out), `[layer]`; 0 where it is not fully connected.
-    n_stackable: how many of the output-most layers can be stacked. n_activations: of the model, for one row.
-    n_parameters: of the output-most layers together, `[depth]`.
+    n_stackable: how many of the output-most layers can be stacked. n_activations, n_parameters: of each
+    layer, `[layer]`; activations of one row.
     on_cuda: whether torch computes there. mixes_rows: whether a row's output depends on the other rows of its batch.
     """
 
     n_linear: int
     worth_rows: Array
     n_stackable: int
-    n_activations: int
+    n_activations: IntArray
     n_parameters: IntArray
     on_cuda: bool
     mixes_rows: bool
@@ -61,9 +60,7 @@ def groups(
         others = mine[~is_low]
         if not len(others):
             continue
-        n_rows = plan.most_rows(contributions.device[others])
-        size = stacked.stack_size(traits.n_activations, int(traits.n_parameters[depth]), n_rows)
-        if depth <= traits.n_stackable and (size > 1 or traits.on_cuda):
+        if _can_stack(contributions.where(others), plan, traits, depth):
             yield stacked.NAME, others
         elif traits.on_cuda:
             yield mapped.NAME, others
@@ -73,9 +70,15 @@ def groups(
         yield loop.NAME, np.sort(rest)
 
 
-def _is_low_rank(contributions: Contributions, plan: BatchPlan, traits: Traits, depth: int) -> np.ndarray:
-    if depth > traits.n_linear:
-        return np.zeros(len(contributions), dtype=bool)
-    rows = contributions.rows_trained(plan)[0]
-    worth = traits.worth_rows[len(traits.worth_rows) - depth :].max()
-    return np.asarray(rows <= _WORTH * worth)
+def _is_low_rank(contributions: Contributions, plan: BatchPlan, traits: Traits, depth: int) -> BoolArray:
+    """Whether only fully connected layers train, and a task's rows are few against them, `[contribution]`."""
+    worth = traits.worth_rows[len(traits.worth_rows) - depth :].max() if depth <= traits.n_linear else 0.0
+    return np.asarray(contributions.rows_trained(plan)[0] <= worth)
+
+
+def _can_stack(contributions: Contributions, plan: BatchPlan, traits: Traits, depth: int) -> bool:
+    n_rows = plan.most_rows(contributions.device)
+    size = stacked.stack_size(
+        int(traits.n_activations[-depth - 1 :].sum()), int(traits.n_parameters[-depth:].sum()), n_rows
+    )
+    return depth <= traits.n_stackable and (size > 1 or traits.on_cuda)

@@ -20,7 +20,17 @@ from fedsim.facts import (
     LayerStatistics,
     ModelShape,
 )
-from fedsim.training import choice, loop, low_rank, mapped, one_batch, passes, reference, stacked, update_statistics
+from fedsim.training import (
+    choice,
+    loop,
+    low_rank,
+    mapped,
+    one_batch,
+    passes,
+    reference,
+    stacked,
+    update_statistics,
+)
 from fedsim.training.cohort import Cohort, Workbench
 from fedsim.training.resident import Resident
 from fedsim.training.server_step import ServerStep

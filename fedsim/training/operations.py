@@ -105,22 +105,23 @@ class Conv2d:
         return y, (first(x, n), groups)
 
     def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
+        # Asked for at once, the three gradients take oneDNN up to a quarter longer than one by one.
         x, groups = tape
-        at_once = n_on >= len(gradient)
-        on, weight, bias = self._backward(gradient, x, own[0], groups, (at_once, True, self.n_parameters == 2))
-        if n_on and not at_once:
-            on = self._backward(gradient[:n_on], x[:n_on], own[0], groups, (True, False, False))[0]
-        return [weight, bias][: self.n_parameters], on if n_on else None
+        found = [self._backward(gradient, x, own[0], groups, weight=True)]
+        if self.n_parameters == 2:
+            found.append(gradient.sum((0, 2, 3)))
+        if not n_on:
+            return found, None
+        return found, self._backward(first(gradient, n_on), first(x, n_on), own[0], groups, weight=False)
 
-    def _backward(
-        self, gradient: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: tuple[bool, bool, bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _backward(self, gradient: Tensor, x: Tensor, own: Tensor, groups: int, *, weight: bool) -> Tensor:
+        """Of the weight, or else of the input."""
         m = self.module
-        biases = [len(weight)] if wanted[2] else None
-        out: tuple[Tensor, Tensor, Tensor] = _convolution_backward(
-            gradient, x, weight, biases, m.stride, m.padding, m.dilation, False, [0, 0], groups, wanted
+        wanted = (not weight, weight, False)
+        on, of_weight, _ = _convolution_backward(
+            gradient, x, own, None, m.stride, m.padding, m.dilation, False, [0, 0], groups, wanted
         )
-        return out
+        return of_weight if weight else on  # type: ignore[no-any-return]
 
 
 class GroupNorm:

@@ -9,17 +9,19 @@ size, those of one size go together, so that nothing is padded. FLOPs equal thos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.facts import IntArray
+from fedsim.facts import Array, IntArray
 from fedsim.training import passes
 from fedsim.training.cohort import Cohort, Steps, Workbench
 from fedsim.training.operations import ALL, Flatten, Linear
 from fedsim.training.passes import Block
+from fedsim.training.settings import Training
 from fedsim.training.state import Tensors
 
 NAME = "stacked"
@@ -29,9 +31,19 @@ _MOST = 16
 
 
 def stack_size(n_activations: int, n_parameters: int, n_rows: int) -> int:
-    """Devices in a stack: a power of two, by what fits the cache. n_activations, n_parameters: of the model."""
+    """Devices in a stack: a power of two, by what fits the cache.
+
+    n_activations: of one row, at the input of the suffix and between its blocks. n_parameters: of the suffix.
+    """
     most = min(_MOST, _ACTIVATIONS // max(1, n_rows * n_activations), _PARAMETERS // max(1, n_parameters))
     return 1 << (max(1, most).bit_length() - 1)
+
+
+def _size_for(cohort: Cohort, depth: int, at: Workbench) -> int:
+    """Devices of this cohort in a stack."""
+    shape = at.model.shape
+    n_rows = at.batches.plan.most_rows(cohort.contributions.device)
+    return stack_size(int(shape.n_activations[-depth - 1 :].sum()), int(shape.n_parameters[-depth:].sum()), n_rows)
 
 
 def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
@@ -41,47 +53,80 @@ def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
     """
     depth = int(cohort.contributions.task_depth[0])
     cohort = cohort.where(np.argsort(-cohort.contributions.n_steps, kind="stable"))
-    shape = at.model.shape
-    n_rows = int(at.batches.plan.most_rows(cohort.contributions.device))
-    size = stack_size(int(shape.n_activations.sum()), int(shape.n_parameters[-depth:].sum()), n_rows)
 
     def train(begin: int, end: int) -> Callable[[], None]:
-        mine = cohort.where(np.arange(begin, end))
-        return partial(_commit, changes, _train(mine, depth, at), at.model.first_of(depth))
+        return partial(_train(cohort.where(np.arange(begin, end)), depth, at).commit, changes)
 
-    at.chunks.each(len(cohort), train, rows_per_item=max(1, at.chunks.n_rows // size))
+    rows_per_item = max(1, at.chunks.n_rows // _size_for(cohort, depth, at))
+    at.chunks.each(len(cohort), train, rows_per_item=rows_per_item)
 
 
-def _train(cohort: Cohort, depth: int, at: Workbench) -> dict[int, Tensors]:
-    """What one stack of devices adds to each sum, `[parameter of the suffix]`."""
-    model, settings = at.model, at.training
-    first, n = model.first_of(depth), len(cohort)
-    n_steps = cohort.contributions.n_steps
-    start = cohort.start[first:]
-    stack = [p.repeat(n, *[1] * (p.dim() - 1)) for p in start]
-    velocity = [torch.zeros_like(p) for p in stack] if settings.momentum else []
-    sums = {target: [torch.zeros_like(p) for p in start] for target in np.unique(cohort.target).tolist()}
-    table = -cohort.rate * cohort.table[:, list(model.layer_of[first:])]
+def _train(cohort: Cohort, depth: int, at: Workbench) -> Stack:
+    """One stack of devices, trained."""
+    model = at.model
+    stack = Stack.of(cohort, model.first_of(depth), len(model.parameters), at)
     block = model.blocks[model.n_layers - depth]
     for step, batches in enumerate(_batches(cohort, depth, at)):
-        last = n_steps == step + 1
         for group, rows, labels in batches:
-            x = _arranged(rows, len(group), block)
-            own = [_picked(p, group, n) for p in stack]
-            parts = _gradients(own, x, labels, len(group), depth, at)
-            if settings.weight_decay:
-                torch._foreach_add_(parts, own, alpha=settings.weight_decay)
-            if settings.momentum:
-                for v, part in zip(velocity, parts, strict=True):
-                    part.add_(_picked(v, group, n), alpha=settings.momentum)
-                    _put(v, group, n, part)
-            for target, total in sums.items():
-                _add_weighted(total, parts, table[group] * (cohort.target[group] == target)[:, None])
-            if not last[group].all():
-                torch._foreach_add_(own, parts, alpha=-cohort.rate)
-                for p, mine in zip(stack, own, strict=True):
-                    _put(p, group, n, mine)
-    return sums
+            own = stack.picked(group)
+            parts = _gradients(own, _arranged(rows, len(group), block), labels, len(group), depth, at)
+            stack.step(own, parts, group, step)
+    return stack
+
+
+@dataclass
+class Stack:
+    """Parameters first ... end-1 of the model, once for each device of a cohort, one device after another.
+
+    sums: what the devices' steps have added so far to each target's sum.
+    """
+
+    cohort: Cohort
+    training: Training
+    first: int
+    table: Array
+    parameters: Tensors
+    velocity: Tensors
+    sums: dict[int, Tensors]
+
+    @classmethod
+    def of(cls, cohort: Cohort, first: int, end: int, at: Workbench) -> Stack:
+        """At the weights that the devices pulled."""
+        start = cohort.start[first:end]
+        parameters = [p.repeat(len(cohort), *[1] * (p.dim() - 1)) for p in start]
+        return cls(
+            cohort=cohort,
+            training=at.training,
+            first=first,
+            table=-cohort.rate * cohort.table[:, list(at.model.layer_of[first:end])],
+            parameters=parameters,
+            velocity=[torch.zeros_like(p) for p in parameters] if at.training.momentum else [],
+            sums={target: [torch.zeros_like(p) for p in start] for target in np.unique(cohort.target).tolist()},
+        )
+
+    def picked(self, group: IntArray) -> Tensors:
+        """The parameters of these devices."""
+        return [_picked(p, group, len(self.cohort)) for p in self.parameters]
+
+    def step(self, own: Tensors, parts: Tensors, group: IntArray, number: int) -> None:
+        """A step of these devices along their gradients `parts`; `own` are their parameters, as picked."""
+        n, settings = len(self.cohort), self.training
+        if settings.weight_decay:
+            torch._foreach_add_(parts, own, alpha=settings.weight_decay)
+        for v, part in zip(self.velocity, parts if settings.momentum else [], strict=True):
+            part.add_(_picked(v, group, n), alpha=settings.momentum)
+            _put(v, group, n, part)
+        for target, total in self.sums.items():
+            _add_weighted(total, parts, self.table[group] * (self.cohort.target[group] == target)[:, None])
+        if (self.cohort.contributions.n_steps[group] > number + 1).any():
+            torch._foreach_add_(own, parts, alpha=-self.cohort.rate)
+            for p, mine in zip(self.parameters, own, strict=True):
+                _put(p, group, n, mine)
+
+    def commit(self, changes: Sequence[Tensors]) -> None:
+        """Add the sums to the changes of their targets."""
+        for target, total in self.sums.items():
+            torch._foreach_add_(changes[target][self.first : self.first + len(total)], total)
 
 
 _Batch = tuple[IntArray, Tensor, Tensor]  # devices of the stack, inputs of the suffix, labels
@@ -174,8 +219,3 @@ def _as_it_lies(t: Tensor, like: Tensor | None = None) -> Tensor:
     if like.dim() == 4 and not like.is_contiguous():
         return t.permute(0, 2, 3, 1).reshape(-1) if like is not t else t.permute(0, 2, 3, 1).view(-1)
     return t.reshape(-1) if like is not t else t.view(-1)
-
-
-def _commit(changes: Sequence[Tensors], sums: dict[int, Tensors], first: int) -> None:
-    for target, total in sums.items():
-        torch._foreach_add_(changes[target][first:], total)

@@ -74,11 +74,12 @@ class WorkingModel:
 
     def by_block(self, values: Sequence[Tensor], depth: int | None = None) -> list[Sequence[Tensor]]:
         """These parameters of the `depth` output-most layers (all if None), `[block][parameter]`."""
-        depth = self.n_layers if depth is None else depth
-        first = self.first_of(depth)
-        layers = range(self.n_layers - depth, self.n_layers)
-        spans = [self.parameters_of(layer) for layer in layers]
-        return [values[span.start - first : span.stop - first] for span in spans]
+        return self.between(values, 0 if depth is None else self.n_layers - depth, self.n_layers)
+
+    def between(self, values: Sequence[Tensor], layer: int, end: int) -> list[Sequence[Tensor]]:
+        """These parameters of layers layer ... end-1, `[block][parameter]`."""
+        spans = [self.parameters_of(i) for i in range(layer, end)]
+        return [values[span.start - spans[0].start : span.stop - spans[0].start] for span in spans]
 
     def ready(self, values: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """These weights for a pass through the blocks; loaded into the modules where a block computes by them."""
