@@ -132,3 +132,18 @@ def test_the_size_of_chunks_changes_no_result(rows):
         at = bench(model, tuning={"chunk_rows": rows})
         n_steps = [1, 1, 1, 1] if kernel is one_batch else [2, 4, 1, 3]
         assert_same(kernel, at, cohort(at, at.work([0, 1, 2, 3], n_steps=n_steps), seed=8))
+
+
+# ---- CUDA -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the plan on CUDA is tested where there is one")
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet20"])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_cuda_gives_the_cpus_answer_and_marks_the_run(model, n_steps):
+    on_gpu, on_cpu = bench(model, device="cuda"), bench(model)
+    start = on_cpu.values
+    for at in (on_gpu, on_cpu):
+        at.aggregate(at.work([0, 1, 2, 3], n_steps=n_steps))
+    assert relative_error([w.cpu() for w in on_gpu.values], on_cpu.values, start) < 1e-10
+    assert any(note.startswith("cuda:") for note in on_gpu.learner.notes)
