@@ -230,6 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
         os._exit(1)  # whoever read our output has gone; there is nobody to tell
     except BrokenProcessPool:
         _refuse("A worker process was killed, often for memory. Finished runs are kept; try again with fewer --jobs.")
+    except MemoryError as problem:
+        _refuse(f"{problem or 'out of memory'}. Finished runs are kept; try a smaller model or batch, or fewer --jobs.")
     except OSError as problem:
         _refuse(f"{problem.filename or 'the output'}: {problem.strerror or problem}; choose another place")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def simulate(
     scenario, began = loaded.scenario, perf_counter()
     with _located(loaded, contender):
         world = World.of(loaded, seeds).planned_for(contender)
-        world.refuse_problems(contender)
+        world.refuse_problems(contender, train=scenario.train)
         trainer = world.learner(loaded, contender, seeds)
     ready = perf_counter()
     if isinstance(trainer, CanLookAhead):
@@ -69,7 +69,7 @@ def simulate(
         n_rounds=scenario.stop.n_rounds,
         at_targets=scenario.stop.at_targets,
         record_tasks=scenario.record_tasks,
-        record_updates=scenario.record_updates and scenario.train,
+        record_updates=scenario.record_updates,
         on_progress=on_progress,
         journal=journal,
     )
@@ -124,8 +124,16 @@ class World:
         plan = plan_of(self.dealt.samples, contender.training.batch_size, contender.training.batches)
         return replace(self, weather=replace(self.weather, plan=plan))
 
-    def refuse_problems(self, contender: Contender) -> None:
-        """Raises BadInput with the first thing that the policy finds wrong with this fleet and model."""
+    def refuse_problems(self, contender: Contender, *, train: bool) -> None:
+        """Raises BadInput with the first thing that is wrong with the policy on this fleet and model."""
+        feedback: frozenset[str] = getattr(contender.policy, "feedback", frozenset())
+        if unknown := sorted(feedback - set(get_args(Wanted))):
+            known = " or ".join(get_args(Wanted))
+            raise BadInput(f"feedback names {unknown[0]!r}, which no learner gives; choose {known}")
+        if feedback and not train:
+            raise BadInput(
+                "asks for feedback from training, but train is false; leave it out of a timing-only scenario"
+            )
         for problem in contender.policy.problems(Foresight(self.weather)):
             key = problem.split(" ", 1)[0]
             raise BadInput(problem, at=(key,) if key in contender.parameters else ())
@@ -174,7 +182,7 @@ def check(
         for contender in contenders:
             with _located(loaded, contender):
                 planned = world.planned_for(contender)
-                planned.refuse_problems(contender)
+                planned.refuse_problems(contender, train=loaded.scenario.train)
                 if n == 0:
                     planned.learner(loaded, contender, seeds)
 

@@ -47,6 +47,10 @@ def _seeds(scenario: Scenario) -> Iterator[BadInput]:
 
 
 def _evaluation(scenario: Scenario) -> Iterator[BadInput]:
+    if scenario.record_updates and not scenario.train:
+        yield BadInput(
+            "record_updates is true but train is false, so nothing is updated; drop one", ("record_updates",)
+        )
     wanted, horizon_s, grid_step_s = scenario.evaluation, scenario.stop.simulated_s, scenario.grid_step_s
     if scenario.train and grid_step_s is None and wanted.every_n_rounds is None:
         yield BadInput(

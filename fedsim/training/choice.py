@@ -2,7 +2,7 @@
 
 Measured on a CPU (docs/explanation/performance.md): one batch always wins where it is possible. Over several steps on
 fully connected layers, low rank wins until the rows of a task outnumber what a weight matrix of that size is worth.
-A stack of weights wins on CUDA. The loop is the best for everything else.
+A stack of devices wins where it fits the cache, and on CUDA. The loop is the best for everything else.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.facts import Array, BatchPlan, BoolArray, Contributions, IntArray
-from fedsim.training import loop, low_rank, mapped, one_batch, stacked
-
-REFERENCE = "reference"
+from fedsim.training import loop, low_rank, mapped, one_batch, reference, stacked
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def groups(
     """(kernel, contributions that it trains); every contribution that holds anything appears once."""
     left = np.arange(len(contributions))
     if traits.mixes_rows:
-        yield REFERENCE, left
+        yield reference.NAME, left
         return
     is_batch = one_batch.can_train(contributions, table)
     if is_batch.any():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim.facts import Array, BoolArray, Contributions, IntArray
 from fedsim.training import passes
 from fedsim.training.batches import Batches
-from fedsim.training.machine import Chunks
+from fedsim.training.machine import Chunks, Work
 from fedsim.training.resident import Resident
 from fedsim.training.settings import Training
 from fedsim.training.state import Tensors, WorkingModel
@@ -54,6 +54,19 @@ class Workbench:
     def gather(self, rows: IntArray) -> tuple[Tensor, Tensor]:
         """Inputs and labels of these rows of the training set."""
         return self.data.gather(rows)
+
+    def each(self, n: int, work: Work, *, rows_per_item: int = 1) -> None:
+        """`Chunks.each`; what a failed attempt has counted is not work done."""
+
+        def counted(begin: int, end: int) -> Callable[[], None]:
+            before = self.model.computed_flops
+            try:
+                return work(begin, end)
+            except (RuntimeError, MemoryError):
+                self.model.computed_flops = before
+                raise
+
+        self.chunks.each(n, counted, rows_per_item=rows_per_item)
 
     def through_frozen(self, start: Tensors, depth: int, rows: IntArray) -> tuple[Tensor, Tensor]:
         """Inputs of the `depth` output-most layers and labels: the layers before them never move.

@@ -203,7 +203,7 @@ class TorchLearner:
             loss = float(functional.cross_entropy(out, labels, reduction="sum"))
             return lambda: sums.append((n_right, loss))
 
-        self.at.chunks.each(n, evaluate)
+        self.at.each(n, evaluate)
         return Evaluation(accuracy=sum(right for right, _ in sums) / n, loss=sum(loss for _, loss in sums) / n)
 
 

@@ -43,7 +43,7 @@ def _add_suffix(changes: Sequence[Tensors], cohort: Cohort, depth: int, at: Work
         return partial(_train_each, changes, cohort, begin, of_device, depth, at)
 
     most_rows = int(np.diff(ends[bounds]).max(initial=1))
-    at.chunks.each(len(cohort), train, rows_per_item=most_rows)
+    at.each(len(cohort), train, rows_per_item=most_rows)
 
 
 _Batch = tuple[int, Tensor, Tensor]  # layers that train, input of the suffix, labels

@@ -94,8 +94,10 @@ class Chunks:
             try:
                 commit = work(begin, end)
             except (RuntimeError, MemoryError) as problem:
-                if not is_out_of_memory(problem) or self.n_rows == 1 or end - begin == 1:
+                if not is_out_of_memory(problem):
                     raise
+                if self.n_rows == 1 or end - begin == 1:
+                    raise MemoryError("out of memory in the smallest piece of work") from problem
                 self._halve()
             else:
                 commit()

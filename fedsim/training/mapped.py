@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from fedsim.facts import IntArray
 from fedsim.training.cohort import Cohort, Steps, Workbench
 from fedsim.training.state import Tensors
 
@@ -40,7 +39,7 @@ def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
         sums = _train(mine, depth, at)
         return partial(_commit, changes, mine, sums, at)
 
-    at.chunks.each(len(cohort), train, rows_per_item=most_rows)
+    at.each(len(cohort), train, rows_per_item=most_rows)
 
 
 def _train(cohort: Cohort, depth: int, at: Workbench) -> dict[int, Tensor]:
@@ -61,13 +60,14 @@ def _train(cohort: Cohort, depth: int, at: Workbench) -> dict[int, Tensor]:
             group = np.flatnonzero(n_rows == size)
             of_group = np.concatenate([rows[ends[k] - size : ends[k]] for k in group])
             x, labels = at.through_frozen(cohort.start, depth, of_group)
+            index = torch.from_numpy(group).to(labels.device)
             found = gradients_of(
-                {p: _picked(w, group, n) for p, w in weights.items()},
+                {p: w[index] for p, w in weights.items()},
                 x.contiguous().view(len(group), size, *x.shape[1:]),
                 labels.view(len(group), size),
             )
             model.count_suffix(size * len(group), depth, depth)
-            _step(weights, moved, velocity, found, group, cohort.rate, at)
+            _step(weights, moved, velocity, found, index, cohort.rate, at)
     return moved
 
 
@@ -76,12 +76,11 @@ def _step(
     moved: dict[int, Tensor],
     velocity: dict[int, Tensor],
     found: dict[int, Tensor],
-    group: IntArray,
+    index: Tensor,
     rate: float,
     at: Workbench,
 ) -> None:
     settings = at.training
-    index = torch.from_numpy(group).to(next(iter(weights.values())).device)
     for p, gradient in found.items():
         step = gradient
         if settings.weight_decay:
@@ -115,14 +114,6 @@ def _gradients(at: Workbench, depth: int) -> Callable[..., dict[int, Tensor]]:
             return found
 
     return gradients
-
-
-def _picked(stack: Tensor, group: IntArray, n: int) -> Tensor:
-    if len(group) == n:
-        return stack
-    if len(group) == group[-1] + 1:
-        return stack[: len(group)]
-    return stack[torch.from_numpy(group).to(stack.device)]
 
 
 def _commit(changes: Sequence[Tensors], cohort: Cohort, moved: dict[int, Tensor], at: Workbench) -> None:

@@ -67,7 +67,7 @@ def _add(change: Tensors, cohort: Cohort, at: Workbench) -> None:
         model.count_rows(depth_of[begin:end])
         return partial(_commit, change, found, -cohort.rate * scales.of_layer, model)
 
-    at.chunks.each(len(rows), train)
+    at.each(len(rows), train)
     if at.training.weight_decay:
         held = np.arange(n_layers) >= n_layers - steps.depth[:, None]
         entered = (cohort.table[steps.owner] * held).sum(axis=0)

@@ -58,7 +58,7 @@ def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
         return partial(_train(cohort.where(np.arange(begin, end)), depth, at).commit, changes)
 
     rows_per_item = max(1, at.chunks.n_rows // _size_for(cohort, depth, at))
-    at.chunks.each(len(cohort), train, rows_per_item=rows_per_item)
+    at.each(len(cohort), train, rows_per_item=rows_per_item)
 
 
 def _train(cohort: Cohort, depth: int, at: Workbench) -> Stack:
@@ -208,14 +208,8 @@ def _add_weighted(total: Tensors, parts: Tensors, table: np.ndarray) -> None:
     if not table.any():
         return
     for i, (sum_, part) in enumerate(zip(total, parts, strict=True)):
+        # As images lie in memory, where the sum does: a line of it is then a view.
+        is_last = sum_.dim() == 4 and not sum_.is_contiguous()
+        line, lines = (t.permute(0, 2, 3, 1) if is_last else t for t in (sum_, part))
         scales = torch.from_numpy(table[:, i]).to(part)
-        flat = _as_it_lies(sum_)
-        flat.addmv_(_as_it_lies(part, sum_).view(len(table), -1).t(), scales)
-
-
-def _as_it_lies(t: Tensor, like: Tensor | None = None) -> Tensor:
-    """Elements in the order of memory, as one line; in that of `like` if it is given."""
-    like = t if like is None else like
-    if like.dim() == 4 and not like.is_contiguous():
-        return t.permute(0, 2, 3, 1).reshape(-1) if like is not t else t.permute(0, 2, 3, 1).view(-1)
-    return t.reshape(-1) if like is not t else t.view(-1)
+        line.view(-1).addmv_(lines.reshape(len(table), -1).t(), scales)

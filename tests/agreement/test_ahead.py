@@ -1,14 +1,18 @@
 """Contributions trained ahead of time, with others that pulled the same model, change no result."""
 
+from dataclasses import replace
+from importlib import import_module
+
 import numpy as np
 import pytest
 
 from fedsim import from_dict, weights
-from fedsim.facts import Jobs, Task
+from fedsim.facts import BadInput, Jobs, Task
 from fedsim.protocols import arrivals
 from fedsim.records import RunBook
 from fedsim.run import World
 from fedsim.timing.ahead import requests_ahead
+from fedsim.timing.book import RunOver
 from fedsim.timing.server import SimServer
 from fedsim.timing.weather import Weather
 from tests.laws.playing import learned
@@ -126,3 +130,31 @@ def test_a_policy_that_asks_for_feedback_or_is_synchronous_is_not_played_ahead(t
     told, fedavg = Told(1), from_dict(values).contenders[0].policy
     for policy in (told, fedavg):
         assert requests_ahead(weather, policy, horizon_s=np.inf, n_rounds=24) == []
+
+
+@pytest.mark.parametrize(
+    ("feedback", "train", "said"),
+    [
+        ({"train_loss"}, True, "feedback names 'train_loss'"),
+        ({"update_norm"}, False, "asks for feedback from training"),
+    ],
+)
+def test_feedback_that_nobody_can_give_is_refused(tiny, feedback, train, said):
+    values = scenario(tiny) | {"train": train}
+    loaded = from_dict(values)
+    policy = Buffered(1)
+    policy.feedback = frozenset(feedback)
+    world = World.of(loaded, loaded.scenario.seed_sets[0]).planned_for(loaded.contenders[0])
+    with pytest.raises(BadInput, match=said):
+        world.refuse_problems(replace(loaded.contenders[0], policy=policy), train=train)
+
+
+def test_a_run_gives_its_learner_what_is_to_come(tiny, monkeypatch):
+    run, asked = import_module("fedsim.run"), []  # the package's own `run` is a function
+    monkeypatch.setattr(run, "requests_ahead", lambda *_, **how: asked.append(how) or ["known"])
+    loaded, given = from_dict(scenario(tiny, n_rounds=2)), []
+    monkeypatch.setattr(run.SimServer, "play", lambda server, _: given.append(server._learner.ahead) or over)
+    over = RunOver("finished", "at once")
+    run.simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0])
+    assert asked == [{"horizon_s": np.inf, "n_rounds": 2}]
+    assert given == [["known"]]

@@ -123,6 +123,9 @@ def test_a_convolution_of_one_channel_folds_rows_only_in_eights():
         at = bench("cnn", batch_size=size, batches="with_replacement")
         work = at.work([0, 1, 2], n_steps=[1, 0, 0], partial_depth=[0, 3, 2])
         assert_same(one_batch, at, cohort(at, work, seed=7))
+        block, x = at.learner.at.model.blocks[0], at.learner.at.data.gather(np.arange(size))[0]
+        _, (_, is_folded) = block.forward(x, at.learner.at.model.by_block(at.learner.weights)[0], size, 0, 1)
+        assert is_folded == (size == 16)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 64])

@@ -97,6 +97,7 @@ def test_out_of_memory_halves_the_chunk_says_so_and_loses_nothing(model, n_steps
     out_of_memory_above(13, monkeypatch, little)
     for at in (plenty, little):
         at.aggregate(at.work([0, 1, 2, 3], n_steps=n_steps))
+    assert little.learner.at.model.computed_flops == plenty.learner.at.model.computed_flops
     assert plenty.learner.notes == []
     assert little.learner.notes
     assert all(note.startswith("out of memory: chunks were halved to ") for note in little.learner.notes)
@@ -133,6 +134,19 @@ def test_chunks_cover_every_item_once_even_when_they_are_halved_on_the_way(n):
 
     Chunks(16).each(n, work)
     assert done == list(range(n))
+
+
+def test_work_that_memory_did_not_last_for_is_not_counted():
+    at = bench("mlp").learner.at
+
+    def work(begin, end):
+        at.model.count_suffix(end - begin, 3, 3)
+        if end - begin > 2:
+            raise MemoryError
+        return lambda: None
+
+    at.each(10, work)
+    assert at.model.computed_flops == 10 * at.model.shape.step_flops[3]
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------

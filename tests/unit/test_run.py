@@ -271,16 +271,18 @@ def test_updates_are_recorded_where_the_scenario_asks_and_change_nothing_else(ti
     assert np.array_equal(doubled[1], 2 * doubled[0])
 
 
-def test_the_norm_of_the_mean_is_what_norms_and_distances_say(tiny):
-    """sum_k w_k |d_k|^2 = |mean|^2 + sum_k w_k |d_k - mean|^2, whatever the updates are: here with equal weights."""
-    loaded = fedsim.from_dict(
-        tiny(record_updates=True, training={"local_steps": 2, "batch_size": 8, "dtype": "float64"})
-    )
+def test_the_only_update_of_a_round_is_no_distance_from_the_aggregate(tiny):
+    loaded = fedsim.from_dict(tiny(record_updates=True, policies=[{"kind": "fedavg", "n_sampled": 1}]))
     result = simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0])
-    mean = (
-        pd.DataFrame(result.tables["updates"]).groupby(["round", "layer"])[["squared_norm", "squared_distance"]].mean()
-    )
-    assert (mean.squared_norm > mean.squared_distance).all()
+    updates = pd.DataFrame(result.tables["updates"])
+    assert len(updates) == 3 * 4
+    assert (updates.squared_norm > 0).all()
+    assert (updates.squared_distance == 0).all()
+
+
+def test_updates_of_a_run_that_trains_nothing_are_refused(tiny):
+    with pytest.raises(fedsim.ScenarioError, match="record_updates is true but train is false"):
+        fedsim.from_dict(tiny(record_updates=True, train=False))
 
 
 def test_the_manifest_says_which_kernel_trained_what_and_how_torch_was_set_up(tiny):
