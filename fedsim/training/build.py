@@ -17,7 +17,7 @@ from fedsim.training.cohort import Workbench
 from fedsim.training.dealing import Dealt
 from fedsim.training.layers import Chain, build_seeded, input_dims, load_initial_weights, measure, mixes_rows
 from fedsim.training.learner import TorchLearner
-from fedsim.training.machine import Chunks, chunk_rows, prepare
+from fedsim.training.machine import chunks_of, prepare
 from fedsim.training.passes import can_stack, linear_of
 from fedsim.training.resident import evaluation_rows, training_rows
 from fedsim.training.server_step import ServerStep
@@ -82,20 +82,20 @@ def learner_of(
     model = WorkingModel.of(chain, shape, tuning)
     weights = [parameter.detach().clone() for parameter in model.parameters]
     traits = _traits(model, dealt.data.input_shape, on_cuda=device.type == "cuda")
-    rows = chunk_rows(tuning, device, int(shape.n_activations.sum()), is_flat=traits.n_linear == model.n_layers)
+    chunks = chunks_of(tuning, device, int(shape.n_activations.sum()), is_flat=traits.n_linear == model.n_layers)
     return TorchLearner(
         at=Workbench(
             model=model,
             data=training_rows(dealt.data, device, dtype, channels_last=tuning.channels_last),
             batches=Batches(plan, dealt.samples, Luck(data_seed, "batches")),
             training=training,
-            chunks=Chunks(rows),
+            chunks=chunks,
         ),
         traits=traits,
         evaluation=evaluation_rows(dealt.data, device, dtype, channels_last=tuning.channels_last),
         server_step=ServerStep(server_optimizer, weights),
         weights=weights,
-        machine=machine | {"device": device.type, "chunk_rows": rows, "tuning": asdict(tuning)},
+        machine=machine | {"device": device.type, "chunk_rows": chunks.n_rows, "tuning": asdict(tuning)},
     )
 
 

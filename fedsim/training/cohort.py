@@ -55,7 +55,7 @@ class Workbench:
         """Inputs and labels of these rows of the training set."""
         return self.data.gather(rows)
 
-    def each(self, n: int, work: Work, *, rows_per_item: int = 1) -> None:
+    def each(self, n: int, work: Work, *, rows_per_item: int = 1, is_flat: bool = False) -> None:
         """`Chunks.each`; what a failed attempt has counted is not work done."""
 
         def counted(begin: int, end: int) -> Callable[[], None]:
@@ -66,7 +66,7 @@ class Workbench:
                 self.model.computed_flops = before
                 raise
 
-        self.chunks.each(n, counted, rows_per_item=rows_per_item)
+        self.chunks.each(n, counted, rows_per_item=rows_per_item, is_flat=is_flat)
 
     def through_frozen(self, start: Tensors, depth: int, rows: IntArray) -> tuple[Tensor, Tensor]:
         """Inputs of the `depth` output-most layers and labels: the layers before them never move.

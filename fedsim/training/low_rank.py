@@ -44,7 +44,7 @@ def add(changes: Sequence[Tensors], cohort: Cohort, at: Workbench) -> None:
     def train(begin: int, end: int) -> Callable[[], None]:
         return _train(changes, cohort.where(np.arange(begin, end)), depth, size, at)
 
-    at.each(len(cohort), train, rows_per_item=most_steps * size)
+    at.each(len(cohort), train, rows_per_item=most_steps * size, is_flat=True)
 
 
 def _train(changes: Sequence[Tensors], cohort: Cohort, depth: int, size: int, at: Workbench) -> Callable[[], None]:

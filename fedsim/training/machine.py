@@ -80,23 +80,26 @@ Work = Callable[[int, int], Callable[[], None]]
 class Chunks:
     """Work on rows, so many at a time; half as many, for good, when memory runs out.
 
+    flat_share: how many times as many rows go at once through fully connected layers alone.
     notes: what happened that makes the run's bytes depend on this machine.
     """
 
     n_rows: int
+    flat_share: int = 1
     notes: list[str] = field(default_factory=list)
 
-    def each(self, n: int, work: Work, *, rows_per_item: int = 1) -> None:
+    def each(self, n: int, work: Work, *, rows_per_item: int = 1, is_flat: bool = False) -> None:
         """Call work(begin, end) over 0 ... n items, then what it returns: all that lasts happens there."""
         begin = 0
         while begin < n:
-            end = min(n, begin + max(1, self.n_rows // rows_per_item))
+            n_rows = self.n_rows * (self.flat_share if is_flat else 1)
+            end = min(n, begin + max(1, n_rows // rows_per_item))
             try:
                 commit = work(begin, end)
             except (RuntimeError, MemoryError) as problem:
                 if not is_out_of_memory(problem):
                     raise
-                if self.n_rows == 1 or end - begin == 1:
+                if n_rows == 1 or end - begin == 1:
                     raise MemoryError("out of memory in the smallest piece of work") from problem
                 self._halve()
             else:
@@ -106,8 +109,18 @@ class Chunks:
     def _halve(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.n_rows //= 2
+        if self.n_rows > 1:
+            self.n_rows //= 2
+        else:
+            self.flat_share //= 2
         self.notes.append(f"out of memory: chunks were halved to {self.n_rows} rows")
+
+
+def chunks_of(tuning: Tuning, device: torch.device, n_activations: int, *, is_flat: bool) -> Chunks:
+    """Chunks for a model of `n_activations` a row. is_flat: it has fully connected layers only."""
+    rows = chunk_rows(tuning, device, n_activations, is_flat=is_flat)
+    by_rule = device.type == "cpu" and tuning.chunk_rows == "auto"
+    return Chunks(rows, flat_share=_FLAT_ROWS // rows if by_rule else 1)
 
 
 def chunk_rows(tuning: Tuning, device: torch.device, n_activations: int, *, is_flat: bool) -> int:

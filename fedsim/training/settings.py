@@ -20,7 +20,8 @@ class Tuning:
     keep_memory: freed memory is kept for the next batch instead of being handed back and page-faulted anew.
     matmul: "highest" or "medium" is torch's setting; "auto" takes "medium" on processors where it is faster, if a small
         product shows that it is as exact (it may mean bfloat16 elsewhere).
-    chunk_rows: rows that pass through the model at once; "auto" takes 64 where there are convolutions, else 2048.
+    chunk_rows: rows that pass through the model at once; "auto" takes 64 where there are convolutions, and
+        2048 through fully connected layers alone.
     """
 
     channels_last: bool = True

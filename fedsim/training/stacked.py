@@ -27,7 +27,7 @@ from fedsim.training.state import Tensors
 NAME = "stacked"
 _ACTIVATIONS = 380_000  # of a stack's step, at the boundaries of blocks: fixed, because a stack's size changes bits
 _PARAMETERS = 2_000_000
-_MOST = 16
+_MOST = 64
 
 
 def stack_size(n_activations: int, n_parameters: int, n_rows: int) -> int:

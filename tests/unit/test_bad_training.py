@@ -136,6 +136,25 @@ def test_chunks_cover_every_item_once_even_when_they_are_halved_on_the_way(n):
     assert done == list(range(n))
 
 
+def test_more_rows_go_at_once_through_fully_connected_layers_alone():
+    sizes = []
+
+    def work(begin, end):
+        if end - begin > 20:
+            raise MemoryError
+        sizes.append(end - begin)
+        return lambda: None
+
+    chunks = Chunks(2, flat_share=32)
+    chunks.each(50, work, is_flat=True)
+    assert sizes == [16, 16, 16, 2]
+    assert (chunks.n_rows, chunks.flat_share) == (1, 16)
+    chunks.each(2, work)
+    assert sizes[-2:] == [1, 1]
+    assert bench("cnn").learner.at.chunks.flat_share == 32
+    assert bench("cnn", tuning={"chunk_rows": 8}).learner.at.chunks.flat_share == 1
+
+
 def test_work_that_memory_did_not_last_for_is_not_counted():
     at = bench("mlp").learner.at
 
