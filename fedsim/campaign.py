@@ -112,7 +112,7 @@ def _run_pair(loaded: LoadedScenario, pair: Pair, tell: Tell | None) -> None:
     partial = records.partial_folder(pair.folder)
     with (partial / "journal.jsonl").open("w", encoding="utf-8") as journal:
         result = simulate(loaded, pair.contender, pair.seeds, on_progress=on_progress, journal=journal)
-    records.write(pair.folder, partial, result.tables, result.manifest)
+    records.write(pair.folder, partial, result.tables, result.manifest, result.expected)
     outcome, final = result.manifest["outcome"], result.manifest["final"]
     on_progress(Progress(outcome["simulated_s"], outcome["round"], final["accuracy"] if final else None, 1.0))
 

@@ -49,11 +49,16 @@ def run(
     again: Annotated[bool, typer.Option("--again", help="Run finished runs anew.")] = False,
 ) -> None:
     """Run every policy under every seed, and write tables and a report."""
+    from fedsim.scenario.read import load_variants
+
+    for _, loaded in load_variants(scenario):
+        _run(loaded, out, policy, seed, jobs, again=again)
+
+
+def _run(loaded: LoadedScenario, out: Path, policy: str | None, seed: int | None, jobs: int, *, again: bool) -> None:
     from fedsim.campaign import pairs, run_pairs
     from fedsim.commands.progress import RunProgress
-    from fedsim.scenario.read import load
 
-    loaded = load(scenario)
     chosen = _chosen(loaded, pairs(loaded, out), policy, seed)
     todo = [pair for pair in chosen if again or not pair.is_done]
     if len(todo) < len(chosen):
@@ -73,18 +78,79 @@ def run(
 def check(scenario: ScenarioFile, as_json: Json = False) -> None:
     """Read a scenario, its data, its model and its policies; say what is wrong, run nothing."""
     from fedsim.run import check as check_scenario
-    from fedsim.scenario.read import load
+    from fedsim.scenario.read import load_variants
     from fedsim.statistics.words import plural
 
-    loaded = load(scenario)
-    check_scenario(loaded)
-    labels, n_seeds = [c.label for c in loaded.contenders], len(loaded.scenario.seed_sets)
-    if as_json:
+    found = []
+    for variant, loaded in load_variants(scenario):
+        check_scenario(loaded)
+        labels, n_seeds = [c.label for c in loaded.contenders], len(loaded.scenario.seed_sets)
         facts = {"name": loaded.scenario.name, "policies": labels, "n_runs": len(labels) * n_seeds}
-        print(json.dumps(facts | {"scenario": loaded.resolved()}, indent=2))
-        return
-    said = f"policies: {', '.join(labels)}; {plural(n_seeds, 'seed')}"
-    out_console.print(escape(f"{scenario} is fine: {said}."), highlight=False, soft_wrap=True)
+        found.append(facts | {"scenario": loaded.resolved()})
+        if not as_json:
+            said = f"policies: {', '.join(labels)}; {plural(n_seeds, 'seed')}"
+            which = "" if variant is None else f", variant {variant},"
+            out_console.print(escape(f"{scenario}{which} is fine: {said}."), highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+
+
+@app.command()
+def validate(
+    scenario: ScenarioFile,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", min=100, help="Rounds of each policy; enough to see 1 % if left out.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(metavar="N", min=2, help="Runs of a scenario that trains.")] = 200,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes; results do not depend on it.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Hold every simulated quantity beside its closed form; exit code 1 if any of them disagrees."""
+    from fedsim.commands.agreement import agreement
+    from fedsim.commands.comparing import as_json as rows_as_json
+    from fedsim.commands.validate import validate as compare
+    from fedsim.scenario.read import load_variants
+
+    def tell(label: str, n: int) -> None:
+        error_console.print(f"{label}: {n} rounds", markup=False, highlight=False)
+
+    rows = compare(load_variants(scenario), n_rounds=rounds, n_replicas=replicas, n_jobs=jobs, tell=tell)
+    if as_json:
+        print(json.dumps(rows_as_json(rows), indent=2))
+    else:
+        table, sentence = agreement(rows)
+        out_console.print(table)
+        out_console.print(f"\n{escape(sentence)}", highlight=False, soft_wrap=True)
+    if any(row.agrees is False for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(scenario: ScenarioFile, out: OutFolder = Path("runs"), as_json: Json = False) -> None:
+    """From closed forms alone: what waiting for more, longer deadlines, more steps or wider budgets would buy."""
+    from fedsim.commands import plan as planning
+    from fedsim.commands.planned import planned
+    from fedsim.dashboard.plan_page import write_plan
+    from fedsim.scenario.read import load_variants
+
+    everything = []
+    for _, loaded in load_variants(scenario):
+        curves = planning.plan(loaded)
+        everything += [{"scenario": loaded.scenario.name, **entry} for entry in planning.as_json(curves)]
+        if as_json:
+            continue
+        tables, advice = planned(curves)
+        for table in tables:
+            out_console.print(table)
+            out_console.print()
+        for sentence in advice:
+            out_console.print(escape(sentence), highlight=False, soft_wrap=True)
+        folder = out / loaded.scenario.name
+        folder.mkdir(parents=True, exist_ok=True)
+        path = write_plan(folder / "plan.html", loaded.scenario.name, curves, advice)
+        out_console.print(f"Page: {escape(str(path))}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(everything, indent=2))
 
 
 @app.command("list")

@@ -43,6 +43,9 @@ class Constant:
     def cdf(self, x: Array) -> Array:
         return np.where(np.asarray(x) >= self.value, 1.0, 0.0)
 
+    def survival(self, x: Array) -> Array:
+        return 1.0 - self.cdf(x)
+
 
 @dataclass(frozen=True)
 class Exponential:
@@ -66,6 +69,9 @@ class Exponential:
     def cdf(self, x: Array) -> Array:
         return -np.expm1(-np.maximum(np.asarray(x) - self.shift, 0.0) / (self.mean - self.shift))
 
+    def survival(self, x: Array) -> Array:
+        return np.exp(-np.maximum(np.asarray(x) - self.shift, 0.0) / (self.mean - self.shift))
+
 
 @dataclass(frozen=True)
 class Gamma:
@@ -84,6 +90,9 @@ class Gamma:
 
     def cdf(self, x: Array) -> Array:
         return np.asarray(special.gammainc(self.shape, np.maximum(x, 0.0) * (self.shape / self.mean)))
+
+    def survival(self, x: Array) -> Array:
+        return np.asarray(special.gammaincc(self.shape, np.maximum(x, 0.0) * (self.shape / self.mean)))
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,10 @@ class Weibull:
 
     def cdf(self, x: Array) -> Array:
         return -np.expm1(-((np.maximum(np.asarray(x), 0.0) / self._scale) ** self.shape))
+
+    def survival(self, x: Array) -> Array:
+        with np.errstate(over="ignore"):  # beyond all numbers, where nothing survives
+            return np.exp(-((np.maximum(np.asarray(x), 0.0) / self._scale) ** self.shape))
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,10 @@ class Lognormal:
         with np.errstate(divide="ignore"):
             return special.ndtr(np.log(np.maximum(np.asarray(x), 0.0) / self.median) / self.sigma)
 
+    def survival(self, x: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return special.ndtr(-np.log(np.maximum(np.asarray(x), 0.0) / self.median) / self.sigma)
+
 
 @dataclass(frozen=True)
 class Pareto:
@@ -155,6 +172,9 @@ class Pareto:
 
     def cdf(self, x: Array) -> Array:
         return -np.expm1(self.shape * np.log(self.minimum / np.maximum(np.asarray(x), self.minimum)))
+
+    def survival(self, x: Array) -> Array:
+        return np.asarray((self.minimum / np.maximum(np.asarray(x), self.minimum)) ** self.shape)
 
 
 @dataclass(frozen=True)
@@ -183,6 +203,9 @@ class Uniform:
     def cdf(self, x: Array) -> Array:
         return np.clip((np.asarray(x) - self.low) / (self.high - self.low), 0.0, 1.0)
 
+    def survival(self, x: Array) -> Array:
+        return np.clip((self.high - np.asarray(x)) / (self.high - self.low), 0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Empirical:
@@ -205,6 +228,9 @@ class Empirical:
 
     def cdf(self, x: Array) -> Array:
         return np.searchsorted(np.sort(self.values), np.asarray(x), side="right") / len(self.values)
+
+    def survival(self, x: Array) -> Array:
+        return 1.0 - self.cdf(x)
 
 
 @dataclass(frozen=True)
@@ -238,6 +264,9 @@ class Classes:
     def cdf(self, x: Array) -> Array:
         return np.asarray((np.asarray(x)[..., None] >= np.asarray(self.values)) @ np.asarray(self.shares))
 
+    def survival(self, x: Array) -> Array:
+        return np.asarray((np.asarray(x)[..., None] < np.asarray(self.values)) @ np.asarray(self.shares))
+
 
 def _is_number(value: Any) -> str:
     if isinstance(value, int | float):
@@ -245,8 +274,56 @@ def _is_number(value: Any) -> str:
     return "list" if isinstance(value, list | tuple) else "law"
 
 
-AnyLaw = Annotated[
+PlainLaw = Annotated[
     Constant | Exponential | Gamma | Weibull | Lognormal | Pareto | Uniform | Empirical | Classes, Discriminator("kind")
+]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One of `laws`, the i-th with probability `shares[i]`; the shares add up to 1."""
+
+    laws: Annotated[tuple[PlainLaw, ...], MinLen(1)]
+    shares: Annotated[tuple[Positive, ...], MinLen(1)]
+    kind: Literal["mixture"] = "mixture"
+
+    def __post_init__(self) -> None:
+        if len(self.laws) != len(self.shares):
+            raise ValueError(f"there are {len(self.laws)} laws but {len(self.shares)} shares; give one share a law")
+        if abs(sum(self.shares) - 1) > 1e-9:
+            raise ValueError(f"the shares add up to {sum(self.shares):g}; make them add up to 1")
+
+    def draw(self, u: Array) -> Array:
+        u = np.asarray(u, dtype=np.float64)
+        begins = np.concatenate([[0.0], np.cumsum(self.shares)[:-1]])
+        chosen = np.searchsorted(begins[1:], u, side="right")
+        # What is left of u once the law is chosen is uniform again.
+        rest = np.clip((u - begins[chosen]) / np.asarray(self.shares)[chosen], 0.0, np.nextafter(1.0, 0.0))
+        drawn = np.empty_like(u)
+        for i, law in enumerate(self.laws):
+            drawn[chosen == i] = law.draw(rest[chosen == i])
+        return drawn
+
+    @property
+    def mean(self) -> float:
+        return float(sum(share * law.mean for law, share in zip(self.laws, self.shares, strict=True)))
+
+    @property
+    def variance(self) -> float:
+        squares = (share * (law.variance + law.mean**2) for law, share in zip(self.laws, self.shares, strict=True))
+        return np.inf if np.isinf(self.mean) else float(sum(squares)) - self.mean**2
+
+    def cdf(self, x: Array) -> Array:
+        return np.asarray(sum(share * law.cdf(x) for law, share in zip(self.laws, self.shares, strict=True)))
+
+    def survival(self, x: Array) -> Array:
+        total = sum(share * law.survival(x) for law, share in zip(self.laws, self.shares, strict=True))
+        return np.minimum(total, 1.0)  # the shares may add up to a rounding more
+
+
+AnyLaw = Annotated[
+    Constant | Exponential | Gamma | Weibull | Lognormal | Pareto | Uniform | Empirical | Classes | Mixture,
+    Discriminator("kind"),
 ]
 """Every law a scenario may name, told apart by `kind`."""
 

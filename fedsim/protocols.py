@@ -40,6 +40,7 @@ class Law(Protocol):
     @property
     def variance(self) -> float: ...
     def cdf(self, x: Array) -> Array: ...
+    def survival(self, x: Array) -> Array: ...  # P(X > x), to full relative accuracy where it is small
 
 
 # ---- conditions: when a wait is over --------------------------------------------------------------------------------
@@ -206,3 +207,11 @@ class CanLookAhead(Protocol):
     """A learner that makes use of knowing what it will be asked: every request of the run, in order."""
 
     ahead: Sequence[AggregateRequest]
+
+
+@runtime_checkable
+class HasFlatWeights(Protocol):
+    """A learner that shows its model as one vector, so that closed forms can start from it."""
+
+    def flat_weights(self) -> tuple[Array, IntArray]:
+        """The global model of now in float64 and the layer of each parameter, from the input, `[parameter]` both."""

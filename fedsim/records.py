@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -146,13 +146,12 @@ class RunBook:
 
     def _tell(self, closed: ClosedRound) -> None:
         latest = self._evaluations.latest[1]
+        accuracy = None if latest is None or np.isnan(latest.accuracy) else latest.accuracy
         shares = [closed.end_s / self.horizon_s, self.n_closed / self.n_rounds if self.n_rounds else 0.0]
-        self.on_progress(
-            Progress(closed.end_s, self.n_closed, latest.accuracy if latest else None, min(1.0, max(shares)))
-        )
+        self.on_progress(Progress(closed.end_s, self.n_closed, accuracy, min(1.0, max(shares))))
         if self.journal is not None:
             line = {"round": self.n_closed - 1, "end_s": closed.end_s, "version": closed.report.version}
-            self.journal.write(json.dumps(line | {"accuracy": latest.accuracy if latest else None}) + "\n")
+            self.journal.write(json.dumps(line | {"accuracy": accuracy}) + "\n")
 
     def _is_over(self, now_s: float) -> str | None:
         if self.n_rounds is not None and self.n_closed >= self.n_rounds:
@@ -240,15 +239,21 @@ def partial_folder(folder: Path) -> Path:
     return partial
 
 
-def write(folder: Path, partial: Path, tables: Mapping[str, Mapping[str, Any]], manifest: Mapping[str, Any]) -> None:
+def write(
+    folder: Path,
+    partial: Path,
+    tables: Mapping[str, Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+    expected: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Rename a partial folder, once it is whole, to the run's own; an older run of that name is removed just before."""
     import pandas as pd
 
     for name, columns in tables.items():
         pd.DataFrame(dict(columns)).to_parquet(partial / f"{name}.parquet", index=False)
-    (partial / "manifest.json").write_text(
-        json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    for name, facts in (("expected", list(expected)), ("manifest", manifest)):
+        text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
+        (partial / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     (partial / "journal.jsonl").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

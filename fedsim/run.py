@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -16,9 +16,10 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
+from fedsim import expectations
 from fedsim.evaluations import Grid
 from fedsim.facts import AggregateRequest, BadInput, BatchPlan, Evaluation, ModelShape, Wanted
-from fedsim.protocols import CanLookAhead, Learner
+from fedsim.protocols import CanLookAhead, HasFlatWeights, Learner, NoClosedForm
 from fedsim.real_time import TimedLearner
 from fedsim.records import SCHEMA_VERSION, Progress, RunBook
 from fedsim.scenario.contenders import Contender
@@ -38,10 +39,11 @@ _MACHINE = {"platform": platform.platform(), "python": platform.python_version()
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run's tables as columns by name, and its manifest (docs/reference/run-folder.md)."""
+    """A run's tables as columns by name, its manifest, and its closed forms (docs/reference/run-folder.md)."""
 
     tables: dict[str, dict[str, Any]]
     manifest: dict[str, Any]
+    expected: list[dict[str, Any]]
 
 
 def simulate(
@@ -54,10 +56,11 @@ def simulate(
 ) -> RunResult:
     """Play one policy's story to its end. Raises ScenarioError on bad input."""
     scenario, began = loaded.scenario, perf_counter()
-    with _located(loaded, contender):
+    with located(loaded, contender):
         world = World.of(loaded, seeds).planned_for(contender)
         world.refuse_problems(contender, train=scenario.train)
         trainer = world.learner(loaded, contender, seeds)
+    closed_forms = world.closed_forms(loaded, contender, trainer)
     ready = perf_counter()
     if isinstance(trainer, CanLookAhead):
         trainer.ahead = world.ahead(loaded, contender)
@@ -84,7 +87,7 @@ def simulate(
         "layers": world.layers(),
         "real_s": real_s | {"training": learner.training_s, "evaluation": learner.evaluation_s},
     }
-    return RunResult(tables, manifest | _of_learner(learner))
+    return RunResult(tables, manifest | _of_learner(learner), closed_forms)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,12 @@ class World:
         from fedsim.training import build  # torch: a timing-only run must not pay for it
 
         chain = build.chain_of(loaded.model, self.dealt.data, init_seed=seeds.of("init"))
+        if loaded.scenario.evaluation.targets and not chain.loss.has_classes:
+            raise BadInput(
+                f"targets are accuracies, but the model {loaded.scenario.model.kind} has no classes and so none; "
+                f"leave targets out and stop by simulated_s or n_rounds",
+                at=("evaluation", "targets"),
+            )
         return build.learner_of(
             chain,
             self.shape,
@@ -162,6 +171,19 @@ class World:
             data_seed=seeds.of("data"),
             initial_weights=loaded.scenario.model.initial_weights,
         )
+
+    def closed_forms(self, loaded: LoadedScenario, contender: Contender, trainer: Learner) -> list[dict[str, Any]]:
+        """What expected.json holds."""
+        found = expectations.as_json(expectations.expected(contender, self.weather))
+        if not isinstance(trainer, HasFlatWeights):
+            return found
+        stop = loaded.scenario.stop
+        try:
+            problem = expectations.problem_of(contender, self.dealt, *trainer.flat_weights())
+        except NoClosedForm as reason:
+            return [*found, {"quantity": "loss", "unit": "1", "no_closed_form": str(reason)}]
+        horizon_s = stop.simulated_s or np.inf
+        return [*found, expectations.losses(contender, self.weather, problem, stop.n_rounds, horizon_s)]
 
     def layers(self) -> list[dict[str, Any]]:
         columns = zip(self.shape.layer_names, self.shape.n_parameters, self.shape.parameter_bytes, strict=True)
@@ -177,10 +199,10 @@ def check(
     """
     contenders = loaded.contenders if contenders is None else contenders
     for n, seeds in enumerate(loaded.scenario.seed_sets if seed_sets is None else seed_sets):
-        with _located(loaded, contenders[0]):
+        with located(loaded, contenders[0]):
             world = World.of(loaded, seeds)
         for contender in contenders:
-            with _located(loaded, contender):
+            with located(loaded, contender):
                 planned = world.planned_for(contender)
                 planned.refuse_problems(contender, train=loaded.scenario.train)
                 if n == 0:
@@ -188,7 +210,7 @@ def check(
 
 
 @contextmanager
-def _located(loaded: LoadedScenario, contender: Contender) -> Iterator[None]:
+def located(loaded: LoadedScenario, contender: Contender) -> Iterator[None]:
     """Bad input that names no place in the scenario, or a parameter, belongs to the policy's entry."""
     try:
         yield
@@ -221,7 +243,7 @@ def _grid(loaded: LoadedScenario, n_rows: int) -> Grid | None:
 def _final(final: Evaluation | None) -> dict[str, Any] | None:
     if final is None:
         return None
-    return {"accuracy": final.accuracy, "loss": final.loss if np.isfinite(final.loss) else None}
+    return {name: value if np.isfinite(value) else None for name, value in asdict(final).items()}
 
 
 def _of_learner(learner: Any) -> dict[str, Any]:

@@ -31,11 +31,14 @@ def write_run(
     n_contributors: Sequence[int] = (2, 4),
     outcome: str = "finished",
     with_tasks: bool = False,
+    expected: Sequence[dict[str, Any]] | None = None,
+    simulated_s: float | None = 600.0,
 ) -> Path:
     """A finished run: `accuracy[i]` evaluated at i * grid_step_s (10 s), rounds of `round_s`, two layers.
 
     Each round uploads 100 bytes, downloads 300, spends 1,000 FLOPs and uses 750 of them; by evaluation i there were
-    i * 100 bytes up.
+    i * 100 bytes up. expected: what stands in expected.json; no such file if left out. simulated_s: where the scenario
+    stops, None if it stops by rounds.
     """
     folder = scenario_folder / f"policy-{position}" / f"seed-{seed}"
     folder.mkdir(parents=True)
@@ -63,9 +66,12 @@ def write_run(
         tables["tasks"] = _tasks()
     for name, table in tables.items():
         table.to_parquet(folder / f"{name}.parquet")
-    simulated_s = max(float(end_s.iloc[-1]) if n_rounds else 0.0, (n_points - 1) * step_s)
+    if expected is not None:
+        (folder / "expected.json").write_text(json.dumps(list(expected)), encoding="utf-8")
+    end = max(float(end_s.iloc[-1]) if n_rounds else 0.0, (n_points - 1) * step_s)
     manifest = _manifest(scenario_folder.name, label, kind, seed, position, targets, grid_step_s, sustain_s)
-    manifest["outcome"] = {"kind": outcome, "reason": "", "round": n_rounds, "simulated_s": simulated_s}
+    manifest["outcome"] = {"kind": outcome, "reason": "", "round": n_rounds, "simulated_s": end}
+    manifest["scenario"]["stop"]["simulated_s"] = simulated_s
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 

@@ -14,7 +14,7 @@ from fedsim.dashboard.tables import speed_up_words
 from fedsim.statistics.comparison import compare_targets, headline
 from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
-from fedsim.statistics.sentences import NO_TARGET, NOTHING_TRAINED, not_within
+from fedsim.statistics.sentences import not_within, without_targets
 from fedsim.statistics.summary import summarise
 from fedsim.statistics.words import format_bytes, format_s, format_share, plural
 
@@ -38,10 +38,8 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
         )
     if first is not None:
         return table, first.sentence
-    if all(run.evaluations.empty for run in runs):
-        return table, NOTHING_TRAINED
-    all_said = compare_targets(runs)
-    return table, all_said[0].sentence if all_said else NO_TARGET
+    all_said = [] if all(run.evaluations.empty for run in runs) else compare_targets(runs)
+    return table, all_said[0].sentence if all_said else without_targets(runs)
 
 
 def real_time(runs: Sequence[Run]) -> str | None:
@@ -89,7 +87,7 @@ def _costs(label: str, runs: Sequence[Run]) -> list[str]:
     accuracies = [row["final_accuracy"] for row in rows if row["final_accuracy"] is not None]
     used = [row["used_flops_share"] for row in rows if row["used_flops_share"] is not None]
     return [
-        " ".join([*(f"{np.median(accuracies):.3f}" for _ in accuracies[:1]), *ended]),
+        " ".join([f"{np.median(accuracies):.3f}" if accuracies else "-", *ended]),
         f"{np.median([row['n_rounds'] for row in rows]):.0f}",
         format_bytes(float(np.median([row["uploaded_bytes"] for row in rows]))),
         format_share(float(np.median(used))) if used else "",

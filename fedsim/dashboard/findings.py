@@ -10,13 +10,26 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from fedsim.statistics.words import digits, format_bytes, format_s, format_share
+from fedsim.statistics.words import digits, format_bytes, format_s, format_share, plural
 
 
 def accuracy_over_time(frame: pd.DataFrame) -> str:
     """The median accuracies at the last moment that every policy was evaluated."""
     moment_s = float(frame.groupby("policy")["time_s"].max().min())
     return f"After {format_s(moment_s)} {_span(_held(frame, 'time_s', moment_s), 'the median accuracy', format_share)}."
+
+
+def loss_over_time(frame: pd.DataFrame) -> str:
+    """The mean losses at the last moment that every policy was evaluated."""
+    moment_s = float(frame.groupby("policy")["time_s"].max().min())
+    return f"After {format_s(moment_s)} {_span(_held(frame, 'time_s', moment_s, of='loss'), 'the mean loss', digits)}."
+
+
+def loss_over_rounds(frame: pd.DataFrame) -> str:
+    """The mean losses after as many rounds as every policy had."""
+    n_rounds = int(frame.groupby("policy")["round"].max().min())
+    held = _held(frame, "round", n_rounds, of="loss")
+    return f"After {plural(n_rounds, 'round')} {_span(held, 'the mean loss', digits)}."
 
 
 def accuracy_over_bytes(frame: pd.DataFrame) -> str:
@@ -44,10 +57,10 @@ def _groups(frame: pd.DataFrame) -> list[tuple[object, pd.DataFrame]]:
     return list(frame.groupby("policy", sort=False))
 
 
-def _held(frame: pd.DataFrame, x: str, at: float) -> dict[str, float]:
-    """The accuracy of each policy at `at`; those drawn only from later on are left out."""
+def _held(frame: pd.DataFrame, x: str, at: float, of: str = "accuracy") -> dict[str, float]:
+    """The accuracy (or loss) of each policy at `at`; those drawn only from later on are left out."""
     past = [(label, rows[rows[x] <= at]) for label, rows in _groups(frame)]
-    return {str(label): float(rows["accuracy"].iloc[-1]) for label, rows in past if len(rows)}
+    return {str(label): float(rows[of].iloc[-1]) for label, rows in past if len(rows)}
 
 
 def _span(values: Mapping[str, float], subject: str, in_words: Callable[[float], str], verb: str = "is") -> str:

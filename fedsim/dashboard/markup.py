@@ -62,6 +62,6 @@ def json_for_script(value: Any) -> str:
     return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def download(name: str, csv_text: str) -> str:
+def download(name: str, csv_text: str, words: str = "data (CSV)") -> str:
     """A link that saves `csv_text` as `name`, without a network."""
-    return f'<a class="data" download="{text(name)}" href="data:text/csv;charset=utf-8,{quote(csv_text, safe=",.@")}">data (CSV)</a>'
+    return f'<a class="data" download="{text(name)}" href="data:text/csv;charset=utf-8,{quote(csv_text, safe=",.@")}">{text(words)}</a>'

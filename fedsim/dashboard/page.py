@@ -68,11 +68,15 @@ _SCRIPT = """
     "font.color": theme.ink, "hoverlabel.bgcolor": theme.page, "hoverlabel.font.color": theme.ink,
     "xaxis.gridcolor": theme.grid, "yaxis.gridcolor": theme.grid,
   });
+  const inked = (trace, theme) => {
+    if (trace.type === "bar") return { "marker.color": theme.ink };
+    if (trace.mode === "markers") return { "marker.color": theme.ink, "marker.line.color": theme.page };
+    return { "line.color": theme.ink };
+  };
   const paint = (plot, theme) => {
     Plotly.relayout(plot, themed(theme));
     plot.data.forEach((trace, i) => {
-      if (trace.meta && trace.meta.is_ink)
-        Plotly.restyle(plot, trace.type === "bar" ? { "marker.color": theme.ink } : { "line.color": theme.ink }, [i]);
+      if (trace.meta && trace.meta.is_ink) Plotly.restyle(plot, inked(trace, theme), [i]);
     });
   };
   const plots = [...document.querySelectorAll(".plot")];

@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from fedsim.dashboard import figures, findings, frames, tables
+from fedsim.dashboard import agreement, figures, findings, frames, tables
 from fedsim.dashboard.markup import details, download, json_block, paragraph, swatch, text
 from fedsim.dashboard.page import page
 from fedsim.dashboard.palette import Styles, styles
 from fedsim.statistics import sentences
+from fedsim.statistics.agreement import agreements
 from fedsim.statistics.comparison import N_SEEDS_FOR_A_CLAIM, compare_targets, headline
 from fedsim.statistics.reading import Run, broken_folders
 from fedsim.statistics.results import Comparison
@@ -28,13 +29,14 @@ from fedsim.statistics.writing import write_atomically
 
 @dataclass(frozen=True)
 class _Drawing:
-    """A figure with what stands around it."""
+    """A figure with what stands around it. exact: the closed forms drawn over the simulated points, if any."""
 
     name: str
     title: str
     caption: str
     figure: go.Figure
     frame: pd.DataFrame
+    exact: pd.DataFrame | None = None
 
 
 def write_report(scenario_folder: Path | str, runs: Sequence[Run]) -> Path:
@@ -57,16 +59,17 @@ def report(name: str, runs: Sequence[Run], left_out: Sequence[str] = ()) -> str:
     looks = styles((run.label, run.kind) for run in runs)
     comparisons = compare_targets(runs)
     first = headline(comparisons)
-    curve = _curve(runs, looks)
+    losses = _losses(runs, looks) if frames.has_loss_curve(runs) else []
+    curve = _curve(runs, looks) or (losses.pop(0) if losses else None)
     drawings = {key: d for key, d in _drawings(runs, looks).items() if d is not None}
     opening = _heading(name) + paragraph(_answer(runs, first), "answer")
     opening += tables.results_table(runs, comparisons, first, looks)
     opening += _uneven_ends(runs) + (_figure(curve, looks) if curve else "")
-    drawn = [curve, *drawings.values()] if curve else list(drawings.values())
+    drawn = [*([curve] if curve else []), *drawings.values(), *losses]
     return page(
         title=f"{name} · fedsim report",
         opening=opening,
-        sections=_sections(runs, looks, comparisons, first, drawings, left_out),
+        sections=_sections(runs, looks, comparisons, first, drawings, losses, left_out),
         figures={d.name: _plotly(d.figure) for d in drawn},
     )
 
@@ -77,6 +80,7 @@ def _sections(
     comparisons: Sequence[Comparison],
     first: Comparison | None,
     drawings: dict[str, _Drawing],
+    losses: Sequence[_Drawing],
     left_out: Sequence[str],
 ) -> list[tuple[str, str]]:
     shown = {key: _figure(drawing, looks) for key, drawing in drawings.items()}
@@ -89,6 +93,7 @@ def _sections(
         ("What does it cost?", tables.cost_table(runs, labels, looks) + _COST_NOTE + shown.get("bytes", "")),
         ("Where does the time go?", shown.get("rounds", no_rounds) + took_time),
         ("Who takes part?", shown.get("layers", no_rounds)),
+        ("Does it agree with theory?", _theory(runs, looks) + "".join(_figure(loss, looks) for loss in losses)),
         ("What exactly was run?", _what_was_run(runs, looks, left_out)),
     ]
 
@@ -110,17 +115,57 @@ def _curve(runs: Sequence[Run], looks: Styles) -> _Drawing | None:
     return _Drawing("accuracy_over_time", findings.accuracy_over_time(frame), caption, figure, frame)
 
 
+_EXACT_LINE = "The thin dashed line is the exact expectation, nothing fitted."
+_CUT_OFF = (
+    " A run that ended at a time lacks its last round, which is longer than most: where rounds are few, those that are "
+    "drawn are too short."
+)
+
+
+def _losses(runs: Sequence[Run], looks: Styles) -> list[_Drawing]:
+    """The loss over time; over rounds too, for policies whose closed form knows rounds alone."""
+    frame, exact = frames.loss_frame(runs, over="time_s"), frames.expected_loss_frame(runs, over="time_s")
+    if frame.empty:
+        return []
+    held = f"Each line joins the losses at the evaluations, {_band(frame, 'the mean')}. {_EXACT_LINE if len(exact) else ''}"
+    figure = figures.loss_over_time(frame, exact, looks)
+    drawings = [_Drawing("loss_over_time", findings.loss_over_time(frame), held.strip(), figure, frame, exact)]
+    by_round = frames.expected_loss_frame(runs, over="round")
+    by_round = by_round[~by_round["policy"].isin(set(exact["policy"]))]
+    if len(by_round):
+        frame = frames.loss_frame([run for run in runs if run.label in set(by_round["policy"])], over="round")
+        held = f"Each line joins the losses after the rounds that were evaluated, {_band(frame, 'the mean')}. {_EXACT_LINE}"
+        figure = figures.loss_over_rounds(frame, by_round, looks)
+        title = findings.loss_over_rounds(frame)
+        drawings.append(_Drawing("loss_over_rounds", title, held, figure, frame, by_round))
+    return drawings
+
+
+def _is_cut_off(run: Run) -> bool:
+    """Whether the run ended in the middle of a round."""
+    return len(run.rounds) > 0 and float(run.rounds["end_s"].iloc[-1]) < run.simulated_s
+
+
+def _theory(runs: Sequence[Run], looks: Styles) -> str:
+    return agreement.section(agreements(runs), looks, {run.label: run.layer_names for run in runs})
+
+
 def _drawings(runs: Sequence[Run], looks: Styles) -> dict[str, _Drawing | None]:
-    spent, rounds, layers = (
+    spent, rounds, layers, law = (
         frames.accuracy_frame(runs, over="uploaded_bytes"),
         frames.round_times_frame(runs),
         frames.layers_frame(runs),
+        frames.round_law_frame(runs),
     )
     by_bytes = f"The same accuracies against what all devices together had uploaded, {_band(spent)}."
     by_round = "All rounds of all seeds: the height of a line is the share of rounds that took at most so long."
+    if len(law):
+        by_round += f" {_EXACT_LINE}{_CUT_OFF if any(_is_cut_off(run) for run in runs) else ''}"
     by_layer = (
         "How many devices' updates a layer receives per round, mean over all rounds and seeds; empty rounds count."
     )
+    if layers["expected"].notna().any():
+        by_layer += " The diamonds are the exact expectations, nothing fitted."
     return {
         "bytes": None
         if spent.empty
@@ -134,7 +179,7 @@ def _drawings(runs: Sequence[Run], looks: Styles) -> dict[str, _Drawing | None]:
         "rounds": None
         if rounds.empty
         else _Drawing(
-            "round_times", findings.round_times(rounds), by_round, figures.round_times(rounds, looks), rounds
+            "round_times", findings.round_times(rounds), by_round, figures.round_times(rounds, law, looks), rounds, law
         ),
         "layers": None
         if layers.empty
@@ -148,17 +193,17 @@ def _drawings(runs: Sequence[Run], looks: Styles) -> dict[str, _Drawing | None]:
     }
 
 
-def _band(frame: pd.DataFrame) -> str:
+def _band(frame: pd.DataFrame, middle: str = "the median") -> str:
     if frame.empty or frame["n_seeds"].max() == 1:
         return "one seed a policy"
     if frame["policy"].nunique() > figures.N_BANDS:
-        return "the median over seeds (bands left out: they would hide one another)"
+        return f"{middle} over seeds (bands left out: they would hide one another)"
     many = frame["n_seeds"].min() >= frames.N_SEEDS_FOR_QUARTILES
     few = frame["n_seeds"].max() < frames.N_SEEDS_FOR_QUARTILES
     width = (
         "the quartiles" if many else "the smallest and largest" if few else "the quartiles, or all of fewer than 10,"
     )
-    return f"the median over seeds; the band shows {width} at each point"
+    return f"{middle} over seeds; the band shows {width} at each point"
 
 
 def _heading(name: str) -> str:
@@ -168,9 +213,7 @@ def _heading(name: str) -> str:
 def _answer(runs: Sequence[Run], first: Comparison | None) -> str:
     if first is not None:
         return first.sentence
-    if all(run.evaluations.empty for run in runs):
-        return sentences.NOTHING_TRAINED
-    return sentences.NO_TARGET
+    return sentences.without_targets(runs)
 
 
 def _uneven_ends(runs: Sequence[Run]) -> str:
@@ -258,12 +301,18 @@ def _figure(drawing: _Drawing, looks: Styles) -> str:
         f'<label><input type="checkbox" checked data-policy="{text(label)}">{swatch(looks[label])} {text(label)}</label>'
         for label in labels
     )
-    csv = drawing.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    data = download(f"{drawing.name}.csv", _csv(drawing.frame))
+    if drawing.exact is not None and len(drawing.exact):
+        data += " " + download(f"{drawing.name}_exact.csv", _csv(drawing.exact), "exact expectation (CSV)")
     return (
         f"<h3>{text(drawing.title)}</h3><figure><fieldset><legend>Policies shown</legend>{boxes}</fieldset>"
         f'<div class="plot" id="{drawing.name}" role="img" aria-label="{text(drawing.title)}"></div>'
-        f"<figcaption>{text(drawing.caption)} {download(f'{drawing.name}.csv', csv)}</figcaption></figure>"
+        f"<figcaption>{text(drawing.caption)} {data}</figcaption></figure>"
     )
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _plotly(figure: go.Figure) -> dict[str, Any]:

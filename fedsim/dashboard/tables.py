@@ -163,11 +163,15 @@ def _costs(runs: Sequence[Run]) -> list[str]:
     shares = [1 - s["used_flops_share"] for s in own if s["used_flops_share"] is not None]
     accuracies = [s["final_accuracy"] for s in own if s["final_accuracy"] is not None]
     return [
-        _over_seeds(accuracies, format_share) if accuracies else "not evaluated",
+        _over_seeds(accuracies, format_share) if accuracies else _no_accuracy(runs),
         _over_seeds([s["uploaded_bytes"] for s in own], format_bytes, with_range=False),
         _over_seeds([s["device_flops"] for s in own], format_count, with_range=False),
         _over_seeds(shares, format_share, with_range=False) if shares else "nothing computed",
     ]
+
+
+def _no_accuracy(runs: Sequence[Run]) -> str:
+    return "not evaluated" if all(run.evaluations.empty for run in runs) else "no classes"
 
 
 def _over_seeds(values: Sequence[float], in_words: Callable[[float], str], *, with_range: bool = True) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fedsim.scenario import shelves
+from fedsim.scenario import shelves, variants
 from fedsim.scenario.checked import schema_of
 from fedsim.scenario.schema import PolicyEntry, Scenario
 from fedsim.training.settings import Training
@@ -32,7 +32,22 @@ def json_schema() -> dict[str, Any]:
             "required": ["kind"],
             "oneOf": [*known, _any_path(common)],
         }
+    schema["properties"][variants.KEY] = _variants(schema)
     return schema
+
+
+def _variants(schema: dict[str, Any]) -> dict[str, Any]:
+    """Sections may be stated in part there, so their keys are named and not checked."""
+    sections: dict[str, Any] = {key: {} for key in schema["properties"] if key != "name"}
+    name = {"type": "string", "description": "of the variant; its scenario is called <name>-<variant>"}
+    variant = {
+        "type": "object",
+        "properties": {"name": name, **sections},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    description = "Each is a scenario of its own: it states keys of a section anew, which replace what the file says."
+    return {"type": "array", "minItems": 1, "items": variant, "description": description}
 
 
 def _overrides(training: dict[str, Any]) -> dict[str, Any]:

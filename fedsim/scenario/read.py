@@ -18,7 +18,7 @@ from pydantic_core import to_jsonable_python
 
 from fedsim.facts import BadInput
 from fedsim.protocols import Policy
-from fedsim.scenario import checks, contenders, shelves
+from fedsim.scenario import checks, contenders, shelves, variants
 from fedsim.scenario.checked import checked_model
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.errors import BadInputs, BadYaml, ScenarioError, each_problem
@@ -87,16 +87,29 @@ class LoadedScenario:
 
 
 def load(path: str | os.PathLike[str]) -> LoadedScenario:
-    """Read a scenario file; ScenarioError if anything is wrong with it.
+    """Read a scenario file without variants; ScenarioError if anything is wrong with it.
 
     Relative paths in it start from its own folder; `kind` paths such as `mylab.nets:build` from the current one.
     """
+    found = load_variants(path)
+    if len(found) > 1 or found[0][0] is not None:
+        raise ScenarioError(os.fspath(path), f"states {len(found)} variants, which are scenarios of their own")
+    return found[0][1]
+
+
+def load_variants(path: str | os.PathLike[str]) -> list[tuple[str | None, LoadedScenario]]:
+    """Every scenario of a file, with the variant's name (None if the file states no variants); else as `load`."""
     shown = os.fspath(path)
     try:
         parsed = parse(read_text(Path(path)))
     except BadYaml as problem:
         raise ScenarioError(shown, problem.message, problem.line) from None
-    return _loaded(Source(shown, parsed.values, parsed.lines), Path(path).parent)
+    source = Source(shown, parsed.values, parsed.lines)
+    try:
+        found = variants.expanded(source)
+    except BadInput as problem:
+        raise source.error(problem) from None
+    return [(name, _loaded(each, Path(path).parent)) for name, each in found]
 
 
 def from_dict(values: dict[str, Any], name: str = "<scenario>") -> LoadedScenario:

@@ -2,7 +2,8 @@
 
 A run folder is `<scenario>/<policy folder>/seed-<k>/`; docs/reference/run-folder.md describes its files. A folder that
 lacks a file, a column or a key is not finished: `read_run` refuses it, `read_scenario` leaves it out and
-`broken_folders` names it. Knows nothing of how runs are made.
+`broken_folders` names it. Only expected.json may be missing: runs from before there were closed forms have none. Knows
+nothing of how runs are made.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Run:
     """One finished run: a policy under one seed.
 
     manifest: manifest.json as it stands. rounds, layers, evaluations: the tables of the same names, one row per round,
-    per round and layer, and per evaluation; `evaluations` is empty where only the clock ran.
+    per round and layer, and per evaluation; `evaluations` is empty where only the clock ran. expected: the objects of
+    expected.json, closed forms of this run's fleet; none where the file is missing.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Run:
     rounds: pd.DataFrame
     layers: pd.DataFrame
     evaluations: pd.DataFrame
+    expected: list[dict[str, Any]]
 
     @property
     def label(self) -> str:
@@ -135,7 +138,7 @@ def read_run(folder: Path | str) -> Run:
     folder = Path(folder)
     manifest = _manifest(folder)
     tables = {name: _table(folder, name, columns) for name, columns in COLUMNS.items()}
-    run = Run(folder, manifest, **tables)
+    run = Run(folder, manifest, **tables, expected=_expected(folder))
     try:
         _ = (run.label, run.kind, run.seed, run.position, run.outcome, run.simulated_s)
         _ = (run.targets, run.grid_step_s, run.every_n_rounds, run.sustain_s, run.layer_names)
@@ -181,6 +184,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: written in format {version}, this fedsim reads {SCHEMA_VERSION}; run it again (--again)"
         )
     return manifest
+
+
+def _expected(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "expected.json"
+    if not path.exists():
+        return []
+    try:
+        expected = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BrokenRunError(f"{folder}: expected.json cannot be read ({error}); run it again (--again)") from error
+    if not isinstance(expected, list) or not all(isinstance(one, dict) and "quantity" in one for one in expected):
+        raise BrokenRunError(f"{folder}: expected.json is not a list of quantities; run it again (--again)")
+    return expected
 
 
 def _table(folder: Path, name: str, columns: list[str]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
 from fedsim.statistics.words import digits, format_ratio, format_s, format_share, listed, plural
 
@@ -19,6 +20,16 @@ NO_GRID = (
     "Set stop.simulated_s, or evaluation.sustain_s and evaluation.every_s (or every_n_rounds)."
 )
 NO_TARGET = "No target accuracy is set. Add some to the scenario, for example evaluation.targets: [0.8, 0.9]."
+NO_CLASSES = (
+    "The model has no classes, so there is no accuracy to compare; the loss stands in each run's table of evaluations."
+)
+
+
+def without_targets(runs: Sequence[Run]) -> str:
+    """Why nothing is compared in runs that have no target."""
+    if all(run.evaluations.empty for run in runs):
+        return NOTHING_TRAINED
+    return NO_CLASSES if all(run.evaluations["accuracy"].isna().all() for run in runs) else NO_TARGET
 
 
 def different_grids(steps_s: Sequence[float], every_n_rounds: Sequence[int]) -> str:

@@ -73,12 +73,14 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def final_accuracy(run: Run) -> float | None:
-    """Accuracy of the model that the run ended with, on all evaluation rows; None if nothing was trained or it is no number.
+    """Accuracy of the model that the run ended with, on all evaluation rows; None if nothing was trained or there are no
+    classes.
 
     Where the grid is evaluated on a subset of the rows, this alone is measured on all of them.
     """
     if run.manifest.get("final"):
-        return float(run.manifest["final"]["accuracy"])
+        accuracy_at_end = run.manifest["final"]["accuracy"]
+        return None if accuracy_at_end is None else float(accuracy_at_end)
     _, accuracy = _curve(run)
     return float(accuracy[-1]) if len(accuracy) and np.isfinite(accuracy[-1]) else None
 

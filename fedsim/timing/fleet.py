@@ -28,6 +28,8 @@ class UniformDepth:
 
 def _refuse_zero(name: str, stated: object) -> None:
     """A discrete law may be 0 where a transfer may take no time, but work that takes none never ends."""
+    for law in getattr(stated, "laws", ()):
+        _refuse_zero(name, law)
     values = getattr(stated, "values", (getattr(stated, "value", 1.0),))
     if min(values) <= 0:
         raise ValueError(f"{name} can be 0 under its law; give values greater than 0")

@@ -195,7 +195,7 @@ class Work:
         n_steps, end_s = np.zeros(len(rows), dtype=np.int64), self.ready_s[rows].copy()
         next_s = np.full(len(rows), np.inf)
         running = np.flatnonzero(end_s <= elapsed_s)
-        first, block = 0, 8
+        first, block = 0, int(min(8, self.cap.max(initial=1)))
         while running.size:
             ends = self._running_ends(end_s[running], rows[running], first, block)
             ends[first + np.arange(block) >= self.cap[rows[running], None]] = np.inf
@@ -205,7 +205,7 @@ class Work:
             end_s[running[moved]] = ends[moved, count[moved] - 1]
             stopped = np.flatnonzero(count < block)
             next_s[running[stopped]] = ends[stopped, count[stopped]]
-            running = running[count == block]
+            running = running[(count == block) & (n_steps[running] < self.cap[rows[running]])]
             first, block = first + block, min(2 * block, 1024)
         return n_steps, end_s, next_s
 

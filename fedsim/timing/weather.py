@@ -36,8 +36,8 @@ class Weather:
 
     # ---- persistent ---------------------------------------------------------------------------------------------
 
-    def _persistent(self, stated: Stated, purpose: str) -> Array:
-        """One value per device, kept for the whole run, `[device]`."""
+    def persistent(self, stated: Stated, purpose: str) -> Array:
+        """One value per device, kept for the whole run, `[device]`. purpose: of the draw, where it is a law."""
         n = self.fleet.n_devices
         if not isinstance(stated, Law):
             return np.broadcast_to(np.asarray(stated, dtype=np.float64), (n,))
@@ -65,7 +65,7 @@ class Weather:
         """Seconds of a full step over all layers at factor 1, `[device]`: base x device factor."""
         compute, n = self.fleet.compute, self.fleet.n_devices
         if compute.step_s is not None:
-            base = self._persistent(compute.step_s, "step_s")
+            base = self.persistent(compute.step_s, "step_s")
         elif compute.layer_s is not None:
             layers = np.broadcast_to(np.asarray(compute.layer_s, dtype=np.float64), (self.shape.n_layers,))
             base = np.full(n, compute.forward_s + layers.sum())
@@ -73,10 +73,10 @@ class Weather:
             assert compute.flops_per_s is not None  # Compute has exactly one base
             forward = self.shape.forward_flops.sum()
             flops = forward + compute.backward_factor * (self.shape.step_flops[-1] - forward)
-            base = flops * self.plan.full_rows(np.arange(n)) / self._persistent(compute.flops_per_s, "flops_per_s")
+            base = flops * self.plan.full_rows(np.arange(n)) / self.persistent(compute.flops_per_s, "flops_per_s")
         if compute.device_factor is None:
             return base
-        return base * self._persistent(compute.device_factor, "device_factor")
+        return base * self.persistent(compute.device_factor, "device_factor")
 
     # ---- drawn anew ---------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Weather:
                 return np.broadcast_to(float(stated), (len(devices),))
             if link.redrawn == "task" and isinstance(stated, Law):
                 return self._factor(stated, f"{name}.{what}", devices, ordinals)
-            return self._persistent(stated, f"{name}.{what}")[devices]
+            return self.persistent(stated, f"{name}.{what}")[devices]
 
         return value(link.latency_s, "latency_s") + 8.0 * np.asarray(n_bytes) / value(link.rate_bits_per_s, "rate")
 

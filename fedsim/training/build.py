@@ -17,6 +17,7 @@ from fedsim.training.cohort import Workbench
 from fedsim.training.dealing import Dealt
 from fedsim.training.layers import Chain, build_seeded, input_dims, load_initial_weights, measure, mixes_rows
 from fedsim.training.learner import TorchLearner
+from fedsim.training.loss import loss_of
 from fedsim.training.machine import chunks_of, prepare
 from fedsim.training.passes import can_stack, linear_of
 from fedsim.training.resident import evaluation_rows, training_rows
@@ -28,7 +29,7 @@ _PLAIN = Tuning(channels_last=False, written_out=False, pool_before_relu=False, 
 
 
 class Builder(Protocol):
-    """A model of the shelf."""
+    """A model of the shelf. One that is not trained by cross-entropy names its loss in an attribute `loss`."""
 
     def build(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module: ...
 
@@ -36,18 +37,13 @@ class Builder(Protocol):
 def chain_of(model: Builder, data: LabelledData, *, init_seed: int) -> Chain:
     """The model for this data set, its weights drawn from the init seed.
 
-    Raises BadInput if the model is no chain of blocks or does not give one output per class.
+    Raises BadInput if the model is no chain of blocks or its outputs do not suit its loss.
     """
     module = build_seeded(lambda: model.build(data.input_shape, data.n_classes), Luck(init_seed, "init"))
-    chain = Chain.of(module, data.input_shape)
+    chain = Chain.of(module, data.input_shape, loss_of(model))
     with torch.no_grad():
         out = module(torch.zeros((2, *data.input_shape)))  # batch statistics of one sample do not exist
-    if tuple(out.shape[1:]) != (data.n_classes,):
-        raise BadInput(
-            f"the model gives outputs of shape {tuple(out.shape[1:])} but the labels are 0..{data.n_classes - 1}; "
-            f"make it give {data.n_classes} outputs",
-            at=("model",),
-        )
+    chain.loss.check(tuple(out.shape[1:]), data.n_classes)
     return chain
 
 

@@ -26,6 +26,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fedsim.facts import BadInput, ModelShape
 from fedsim.randomness import Luck
 from fedsim.training.flops import FlopCount
+from fedsim.training.loss import CROSS_ENTROPY, Loss
 from fedsim.training.weights_file import read_weights
 
 _AT = ("model",)
@@ -40,9 +41,10 @@ class Chain:
     module: nn.Module
     names: tuple[str, ...]
     blocks: tuple[nn.Module, ...]
+    loss: Loss = CROSS_ENTROPY
 
     @classmethod
-    def of(cls, module: nn.Module, input_shape: Sequence[int]) -> Chain:
+    def of(cls, module: nn.Module, input_shape: Sequence[int], loss: Loss = CROSS_ENTROPY) -> Chain:
         """The chain of a module whose inputs are `[sample, *input_shape]`.
 
         Raises BadInput if the model is not a chain of blocks, if a parameter belongs to no block or to two, if a block
@@ -50,7 +52,7 @@ class Chain:
         gradients and torch's generator stay as they were.
         """
         names, blocks = _named_blocks(module)
-        chain = cls(module, names, blocks)
+        chain = cls(module, names, blocks, loss)
         _refuse_coupling(module)
         _refuse_homeless_parameters(chain)
         _refuse_other_paths(chain, tuple(input_shape))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from fedsim.facts import (
     AggregateReport,
@@ -75,6 +74,12 @@ class TorchLearner:
         if self.traits.mixes_rows and self.at.training.engine == "auto":
             found.append("fallback: a row's output depends on the others of its batch; trained by the reference loop")
         return found
+
+    def flat_weights(self) -> tuple[Array, IntArray]:
+        """The global model of now in float64 and the layer of each parameter, from the input, `[parameter]` both."""
+        values = [w.detach().cpu().to(torch.float64).contiguous().view(-1).numpy() for w in self.weights]
+        layers = [np.full(len(v), layer) for v, layer in zip(values, self.at.model.layer_of, strict=True)]
+        return np.concatenate(values), np.concatenate(layers)
 
     @torch.no_grad()
     def aggregate(self, request: AggregateRequest) -> AggregateReport:
@@ -190,17 +195,16 @@ class TorchLearner:
 
     @torch.no_grad()
     def evaluate(self, n_rows: int | None = None) -> Evaluation:
-        """Accuracy and mean cross-entropy of the global model on the first `n_rows` evaluation rows (all if None)."""
+        """Accuracy (NaN without classes) and mean loss of the global model on the first `n_rows` evaluation rows (all if None)."""
         model = self.at.model
         weights = model.ready(self.weights)
         n = len(self.evaluation) if n_rows is None else min(n_rows, len(self.evaluation))
-        sums: list[tuple[int, float]] = []
+        sums: list[tuple[float, float]] = []
 
         def evaluate(begin: int, end: int) -> Any:
             x, labels = self.evaluation.between(begin, end)
             out = passes.outputs(model.blocks, weights, x)
-            n_right = int((out.argmax(dim=1) == labels).sum())
-            loss = float(functional.cross_entropy(out, labels, reduction="sum"))
+            n_right, loss = model.loss.n_right(out, labels), float(model.loss.sum(out, labels))
             return lambda: sums.append((n_right, loss))
 
         self.at.each(n, evaluate)

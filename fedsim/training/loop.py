@@ -71,7 +71,7 @@ def _train_one(
         n, first = len(x), model.first_of(trained)
         reach = [n if i >= depth - trained else 0 for i in range(depth)]
         out, tapes = passes.forward(blocks, weights, x, reach)
-        gradient = passes.loss_gradient(out, labels, x.new_full((1, 1), 1.0 / n))
+        gradient = model.loss.gradient(out, labels, x.new_full((1, 1), 1.0 / n))
         # All gradients of a step come before its update: an input gradient needs the old weights.
         parts = [
             part

@@ -67,7 +67,7 @@ def _train(changes: Sequence[Tensors], cohort: Cohort, depth: int, size: int, at
             h = layer.forward(h, step, active, coefficients)
         assert h is not None
         now = slice(step * size, (step + 1) * size)
-        gradient = passes.loss_gradient(
+        gradient = model.loss.gradient(
             h.flatten(0, 1), labels[:active, now].flatten(), row_scale[:active, step].reshape(-1, 1)
         )
         d: Tensor | None = gradient.view(h.shape)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn import functional
 
 from fedsim.training.cohort import Cohort, Steps, Workbench
 from fedsim.training.state import Tensors
@@ -103,7 +102,7 @@ def _gradients(at: Workbench, depth: int) -> Callable[..., dict[int, Tensor]]:
     def loss(weights: dict[int, Tensor], x: Tensor, labels: Tensor) -> Tensor:
         for layer, own in names.items():
             x = functional_call(at.model.chain.blocks[layer], {name: weights[p] for p, name in own}, (x,))
-        return functional.cross_entropy(x, labels)
+        return at.model.loss.mean(x, labels)
 
     stacked = vmap(grad(loss))
 

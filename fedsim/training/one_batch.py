@@ -57,7 +57,7 @@ def _add(change: Tensors, cohort: Cohort, at: Workbench) -> None:
         x, labels = at.gather(rows[begin:end])
         out, tapes = passes.forward(model.blocks, weights, x, reach)
         at_output = torch.from_numpy(scales.at_output[mine] / n_rows[mine])[:, None].to(out)
-        gradient = passes.loss_gradient(out, labels, at_output)
+        gradient = model.loss.gradient(out, labels, at_output)
         found = []
         for layer, own, on in passes.backward(model.blocks, weights, tapes, gradient, reach):
             found.append((layer, own))

@@ -219,13 +219,3 @@ def backward(
             return
         own, at = blocks[i].backward(tapes[i], weights[i], at, reach[i - 1] if i else 0)
         yield i, own, at
-
-
-def loss_gradient(out: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-    """Gradient of sum_row scale[row] x cross-entropy[row] with respect to the outputs, `[row, class]`.
-
-    scale: `[row, 1]`, or anything that broadcasts to it.
-    """
-    right = labels[:, None]
-    gradient = out.softmax(1)
-    return gradient.scatter_add_(1, right, gradient.new_full((1, 1), -1.0).expand(right.shape)).mul_(scale)

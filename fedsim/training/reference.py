@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional
 
 from fedsim.facts import Contributions
 from fedsim.training.cohort import Cohort, Workbench
@@ -44,7 +43,7 @@ def change(start: Tensors, contributions: Contributions, k: int, at: Workbench) 
     for step, depth in enumerate(depths):
         x, labels = at.data.gather(at.batches.rows(device, ordinal, step))
         first = model.first_of(depth)
-        gradients = model.suffix_gradients(x, lambda out, y=labels: functional.cross_entropy(out, y), depth)  # type: ignore[misc]
+        gradients = model.suffix_gradients(x, labels, depth)
         here, moved, v = model.parameters[first:], delta[first:], velocity[first:]
         with torch.no_grad():
             if training.weight_decay:

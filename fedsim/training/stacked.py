@@ -173,7 +173,7 @@ def _gradients(own: Tensors, x: Tensor, labels: Tensor, n: int, depth: int, at: 
     weights, reach = at.model.by_block(own, depth), [ALL] * depth
     out, tapes = passes.forward(blocks, weights, x, reach, n)
     flat = out.flatten(0, 1) if out.dim() == 3 else out
-    gradient = passes.loss_gradient(flat, labels, flat.new_full((1, 1), n / len(flat))).view(out.shape)
+    gradient = at.model.loss.gradient(flat, labels, flat.new_full((1, 1), n / len(flat))).view(out.shape)
     found = [part for _, part, _ in passes.backward(blocks, weights, tapes, gradient, reach)]
     return [part for parts in reversed(found) for part in parts]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.facts import IntArray, ModelShape
 from fedsim.training.layers import Chain
+from fedsim.training.loss import Loss
 from fedsim.training.passes import Block, ThroughAutograd, blocks_of
 from fedsim.training.settings import Tuning
 
@@ -52,6 +53,10 @@ class WorkingModel:
     @property
     def n_layers(self) -> int:
         return self.chain.n_layers
+
+    @property
+    def loss(self) -> Loss:
+        return self.chain.loss
 
     def first_of(self, depth: int) -> int:
         """Index of the first parameter of the `depth` output-most layers."""
@@ -98,8 +103,8 @@ class WorkingModel:
         frozen = float(self.shape.forward_flops[: self.n_layers - depth].sum())
         self.computed_flops += n_rows * (float(self.shape.step_flops[trained]) - frozen)
 
-    def suffix_gradients(self, x: Tensor, loss_of: Callable[[Tensor], Tensor], depth: int) -> Tensors:
-        """Gradients of `loss_of(output)` for the parameters of the `depth` output-most layers, `[parameter of suffix]`.
+    def suffix_gradients(self, x: Tensor, labels: Tensor, depth: int) -> Tensors:
+        """Gradients of the rows' mean loss for the parameters of the `depth` output-most layers, `[parameter of suffix]`.
 
         The layers before them run without a graph, so no work is done that an early stop would not have done.
         """
@@ -111,4 +116,4 @@ class WorkingModel:
         with torch.enable_grad():
             for block in self.chain.blocks[first_layer:]:
                 x = block(x)
-            return list(torch.autograd.grad(loss_of(x), self.parameters[self.first_of(depth) :]))
+            return list(torch.autograd.grad(self.loss.mean(x, labels), self.parameters[self.first_of(depth) :]))

@@ -31,6 +31,14 @@ def browser() -> Iterator:
         chromium.close()
 
 
+EXPECTED = [
+    {"quantity": "round_s", "unit": "s", "mean": 2.3, "variance": 1.6, "cdf": [[1.0, 0.3], [2.0, 0.6], [4.0, 1.0]]},
+    {"quantity": "n_contributors", "unit": "devices", "layer": 0, "mean": 2.5, "variance": 1.0},
+    {"quantity": "n_contributors", "unit": "devices", "layer": 1, "mean": 3.5, "variance": 1.0},
+]
+"""Closed forms of the first policy and of the one that is drawn in ink."""
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("runs") / "demo"
@@ -38,7 +46,8 @@ def address(tmp_path_factory) -> str:
     labels = ["fedavg", "stsyn(k=15)", HOSTILE, "salf", "k_sync", "fedpmt", "drop"]
     for position, label in enumerate(labels):
         for seed in range(3):
-            write_run(folder, label, seed, climb(20 + 4 * position + seed), kind=label, position=position)
+            curve, expected = climb(20 + 4 * position + seed), EXPECTED if position in (0, 6) else None
+            write_run(folder, label, seed, curve, kind=label, position=position, expected=expected)
     return write_report(folder, read_scenario(folder)).as_uri()
 
 
@@ -102,6 +111,40 @@ def test_page_and_figures_follow_the_scheme_as_it_changes(visit):
         sync_api.expect(page.locator("body")).to_have_css("color", ink)
         sync_api.expect(page.locator("#round_times .xtick text").first).to_have_css("fill", ink)
         sync_api.expect(page.locator("#accuracy_over_time path.js-line").last).to_have_css("stroke", ink)
+
+
+def test_closed_forms_are_dashed_lines_and_diamonds_that_follow_the_scheme(visit):
+    """Seven simulated lines, of which two have a dashed one over them; two policies with a diamond on each layer."""
+    page = visit(scheme="dark")
+    lines = page.locator("#round_times path.js-line")
+    sync_api.expect(lines).to_have_count(7 + 2)
+    sync_api.expect(lines.nth(7)).not_to_have_css("stroke-dasharray", "none")
+    sync_api.expect(lines.first).to_have_css("stroke-dasharray", "none")
+    marks = page.locator("#layer_contributors .scatterlayer path.point")
+    sync_api.expect(marks).to_have_count(2 * 2)
+    for scheme, ink in [("dark", "rgb(236, 236, 236)"), ("light", "rgb(27, 27, 27)")]:
+        page.emulate_media(color_scheme=scheme)
+        sync_api.expect(marks.first).to_have_css("fill", ink)
+        sync_api.expect(lines.last).to_have_css("stroke", ink)
+    assert page.complaints == []
+
+
+def test_a_policy_taken_off_takes_its_closed_form_along(visit):
+    page = visit()
+    marks = page.locator("#layer_contributors .scatterlayer path.point")
+    before_x = marks.last.bounding_box()["x"]
+    page.locator("#layer_contributors").locator("xpath=..").locator("input").first.uncheck()
+    sync_api.expect(marks).to_have_count(2)
+    assert marks.last.bounding_box()["x"] == pytest.approx(before_x, abs=0.1)  # the others stay on their bars
+
+
+def test_a_diamond_stands_over_the_middle_of_its_bar_at_the_expected_height(visit):
+    page = visit()
+    mark = page.locator("#layer_contributors .scatterlayer path.point").first.bounding_box()
+    bar = page.locator("#layer_contributors .bars path").first.bounding_box()
+    assert mark["x"] + mark["width"] / 2 == pytest.approx(bar["x"] + bar["width"] / 2, abs=1)
+    # 2 contributors simulated, 2.5 expected: a quarter of the bar above its top.
+    assert bar["y"] - (mark["y"] + mark["height"] / 2) == pytest.approx(bar["height"] / 4, abs=1)
 
 
 def test_the_data_of_a_figure_can_be_saved(visit, tmp_path):

@@ -15,13 +15,15 @@ from fedsim.facts import BadInput
 from fedsim.models.cnn import Cnn
 from fedsim.models.cnn_stsyn import CnnStsyn
 from fedsim.models.mlp import Mlp
+from fedsim.models.quadratic import Quadratic
 from fedsim.models.resnet20 import Resnet20
 from fedsim.models.vgg11 import Vgg11
 from fedsim.randomness import Luck
 from fedsim.training.layers import Chain, build_seeded, measure
+from fedsim.training.loss import loss_of
 
 SHELF = sorted(m.name for m in pkgutil.iter_modules(fedsim.models.__path__) if not m.name.startswith("_"))
-SHAPES = [(12,), (1, 16, 16), (3, 32, 32)]  # a model is examined on the first of these that it takes
+SHAPES = [(12,), (1, 16, 16), (3, 32, 32), (56,)]  # a model is examined on the first of these that it takes
 N_OUTPUTS = 7
 
 
@@ -84,6 +86,18 @@ def test_a_model_is_a_chain_of_named_blocks_with_the_outputs_asked_for(kind):
 
 
 @pytest.mark.parametrize("kind", SHELF)
+def test_a_model_suits_the_loss_that_it_names(kind):
+    """Cross-entropy where it names none; the gradient is that of the mean, written out."""
+    module, shape = examined(kind)
+    loss = loss_of(public_classes(kind)[0]())
+    loss.check((N_OUTPUTS,), N_OUTPUTS)
+    out = module(batch(shape, n_samples=3))
+    labels = torch.arange(3)
+    (expected,) = torch.autograd.grad(loss.mean(out, labels), out)
+    torch.testing.assert_close(loss.gradient(out.detach(), labels, out.new_full((1, 1), 1 / 3)), expected)
+
+
+@pytest.mark.parametrize("kind", SHELF)
 def test_the_flops_of_every_depth_are_those_of_really_training_that_suffix(kind):
     module, shape = examined(kind)
     chain = Chain.of(module, shape)
@@ -125,6 +139,7 @@ def test_a_model_counts_every_parameter_once_and_sends_four_bytes_for_each(kind)
         (Vgg11(norm="none"), (3, 32, 32), 9_220_480 + 5130, 9),
         (Vgg11(), (3, 32, 32), 9_220_480 + 2 * 2752 + 5130, 9),
         (Resnet20(), (3, 32, 32), 269_722, 11),
+        (Quadratic(), (56,), 7, 3),
         (Resnet20(shortcut="projection"), (3, 32, 32), 269_722 + 16 * 32 + 64 + 32 * 64 + 128, 11),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "build") else None,
@@ -157,6 +172,7 @@ def test_the_variants_of_a_model_are_chains_too(model):
         (CnnStsyn(), (3, 15, 32), "cnn_stsyn needs images of at least 16 x 16 pixels; got 15 x 32"),
         (Vgg11(), (1, 28, 28), "vgg11 needs images of at least 32 x 32 pixels; got 28 x 28"),
         (Resnet20(), (64,), "resnet20 needs images (channels, height, width); got (64,)"),
+        (Quadratic((1, 1)), (7,), "quadratic with layer_sizes that add up to 2 needs inputs of 6 numbers"),
         (Resnet20(n_groups=5), (3, 32, 32), "resnet20: 16 channels do not fall into 5 equal groups"),
     ],
 )

@@ -10,10 +10,11 @@ import pytest
 import fedsim
 from fedsim.run import simulate
 from fedsim.scenario.json_schema import json_schema
+from fedsim.scenario.read import load_variants
 
 FILES = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yaml"))
 EVERY_SCENARIO = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-EMBEDDED = ("digits", "gaussian_blobs")  # data that come with the package
+EMBEDDED = ("digits", "gaussian_blobs", "quadratic")  # data that come with the package
 
 
 def test_there_are_scenarios():
@@ -36,26 +37,33 @@ def test_a_scenario_opens_with_its_question_its_source_and_its_run_time(file):
 
 @EVERY_SCENARIO
 def test_a_scenario_reads_and_is_named_like_its_file(file):
-    assert fedsim.load(file).scenario.name == file.stem
+    for variant, loaded in load_variants(file):
+        assert loaded.scenario.name == (file.stem if variant is None else f"{file.stem}-{variant}")
 
 
 @EVERY_SCENARIO
 def test_a_scenario_uses_only_keys_that_its_schema_knows(file):
     known = set(json_schema()["properties"])
-    assert set(fedsim.load(file).source.values) <= known
+    assert all(set(loaded.source.values) <= known for _, loaded in load_variants(file))
 
 
 @EVERY_SCENARIO
 def test_a_scenario_whose_data_are_here_runs_three_rounds(file):
     """Every policy, under the first seed, with the scenario's own settings."""
-    values = fedsim.load(file).resolved()
-    if values["data"]["kind"] not in EMBEDDED:
-        pytest.skip(f"{values['data']['kind']} does not come with the package")
-    loaded = fedsim.from_dict({**values, "stop": {**values["stop"], "n_rounds": 3}, "seeds": values["seeds"][:1]})
+    for _, loaded in load_variants(file):
+        values = loaded.resolved()
+        if values["data"]["kind"] not in EMBEDDED:
+            pytest.skip(f"{values['data']['kind']} does not come with the package")
+        stop = {**values["stop"], "n_rounds": 3}
+        runs_three_rounds(fedsim.from_dict({**values, "stop": stop, "seeds": values["seeds"][:1]}))
+
+
+def runs_three_rounds(loaded):
     for contender in loaded.contenders:
         result = simulate(loaded, contender, loaded.scenario.seed_sets[0])
         assert result.manifest["outcome"]["kind"] == "finished"
         assert result.manifest["outcome"]["round"] == 3
         assert result.tables["rounds"]["n_contributions"].sum() > 0
-        if values["train"]:
-            assert 0.0 <= result.manifest["final"]["accuracy"] <= 1.0
+        if loaded.scenario.train:
+            accuracy = result.manifest["final"]["accuracy"]
+            assert loaded.scenario.data.kind == "quadratic" if accuracy is None else 0.0 <= accuracy <= 1.0

@@ -90,6 +90,7 @@ def test_the_first_table_has_a_row_for_each_policy_best_first(page):
 def test_every_question_has_its_heading(page):
     for question in ("How sure is that?", "What does it cost?", "Where does the time go?", "Who takes part?"):
         assert question in page.words
+    assert "Does it agree with theory?" in page.words
     assert "What exactly was run?" in page.words
 
 
@@ -183,6 +184,167 @@ def test_a_scenario_without_targets_says_how_to_set_one(tmp_path):
 def test_a_run_without_rounds_says_what_to_do(tmp_path):
     write_run(tmp_path / "s", "a", 0, climb(None), round_s=())
     assert "No round was closed." in Page(report("s", read_scenario(tmp_path / "s"))).words
+
+
+# ---- beside theory --------------------------------------------------------------------------------------------------
+
+
+ROUND_S = {
+    "quantity": "round_s",
+    "unit": "s",
+    "mean": 2.0,
+    "variance": 1.0,
+    "cdf": [[1.0, 0.25], [2.0, 0.5], [4.0, 1.0]],
+}
+LAYERS = [
+    {"quantity": "n_contributors", "unit": "devices", "layer": layer, "mean": mean, "variance": 1.0}
+    for layer, mean in enumerate([2.5, 4.0])
+]
+BYTES = {"quantity": "uploaded_bytes", "unit": "bytes", "mean": 100.0, "variance": 0.0}
+REASON = "needs exponential steps; got <b>Pareto</b>"
+
+
+def beside_theory(folder, entries, labels=("a",), **settings):
+    for position, label in enumerate(labels):
+        write_run(folder, label, 0, [], kind=label, position=position, expected=entries, **settings)
+    return read_scenario(folder)
+
+
+def test_the_page_says_how_many_quantities_agree_and_how_closely(tmp_path):
+    settings = {"round_s": [1.0, 2.0, 3.0] * 20, "simulated_s": None}
+    words = Page(report("s", beside_theory(tmp_path / "s", [ROUND_S, *LAYERS, BYTES], **settings))).words
+    assert "3 of 4 quantities with a closed form agree with it; contributors to layer input of a does not." in words
+    assert "The largest |z| is 3.84; one beyond 2.94 would disagree" in words  # 0.5 * sqrt(60), skewed; three that vary
+    table = words[words.index("standard error") :]
+    assert "contributors to layer input2.502.00" in table.replace("furthest off of 2 layers", "")
+    assert "-3.8460disagrees" in table
+    assert "round time (s)2.002.000.13+0.0060agrees" in table
+    assert "uploaded (B)100100does not vary60agrees" in words[words.index("What does not vary, and is equal") :]
+
+
+def test_why_there_is_no_closed_form_is_said_once_and_stays_text(tmp_path):
+    entries = [{"quantity": q, "unit": "1", "no_closed_form": REASON} for q in ("round_s", "is_empty")]
+    entries += [{"quantity": "weight_sum", "layer": i, "unit": "1", "no_closed_form": REASON} for i in (0, 1)]
+    page = Page(report("s", beside_theory(tmp_path / "s", entries, labels=["a", "b"])))
+    assert "Nothing can be compared: no quantity of these runs has a closed form." in page.words
+    said = f"a and b: round time, probability of no contribution and sum of a layer's weights: {REASON}."
+    assert page.words.count(said) == 1
+    assert page.words.count(REASON) == 1
+    assert not page.of("b")
+
+
+def test_runs_from_before_there_were_closed_forms_say_how_to_have_them(page):
+    assert "These runs hold no closed forms (expected.json)." in page.words
+    assert "nothing fitted" not in page.words
+
+
+def test_the_law_of_the_round_time_is_drawn_dashed_over_the_rounds(tmp_path):
+    own = beside_theory(tmp_path / "s", [ROUND_S])
+    law = frames.round_law_frame(own)
+    figure = figures.round_times(frames.round_times_frame(own), law, styles([("a", "a")]))
+    simulated, exact = figure.data
+    assert (exact.line.dash, exact.line.width, exact.line.color) == ("dash", 1.5, simulated.line.color)
+    assert simulated.opacity < 1  # pale, so that the dashes over it are seen
+    assert list(zip(exact.x, exact.y, strict=True))[1:] == [(1.0, 0.25), (2.0, 0.5), (4.0, 1.0)]
+    assert exact.hovertemplate == "exact expectation: %{y:.1%} of rounds take at most %{x:.4g} s"
+    words = Page(report("s", own)).words
+    assert "The thin dashed line is the exact expectation, nothing fitted." in words
+    assert "exact expectation (CSV)" in words
+    assert "lacks its last round" not in words
+    own[0].manifest["outcome"]["simulated_s"] += 0.5
+    assert "A run that ended at a time lacks its last round, which is longer than most" in Page(report("s", own)).words
+
+
+def test_a_jump_of_the_law_is_drawn_upright(tmp_path):
+    """Nine of ten rounds end at a deadline of 3 s: its quantiles come as one point again and again."""
+    cdf = [[1.0, 0.05], [2.0, 0.1], *[[3.0, 1.0]] * 20]
+    law = frames.round_law_frame(beside_theory(tmp_path / "s", [ROUND_S | {"cdf": cdf}]))
+    assert law["share"].tolist() == pytest.approx([0.0, 0.05, 0.1, 0.1, 1.0])
+    assert law["round_s"].tolist() == pytest.approx([1.0, 1.0, 2.0, 3.0, 3.0])
+    assert law["round_s"].is_monotonic_increasing
+    certain = frames.round_law_frame(beside_theory(tmp_path / "t", [ROUND_S | {"cdf": [[3.0, 1.0]] * 43}]))
+    assert certain["share"].tolist() == [0.0, 1.0]
+
+
+def test_laws_of_several_fleets_are_mixed_by_their_rounds(tmp_path):
+    """1 round of a fleet that is through at 1 s, 3 rounds of one through at 2 s; without a third seed's law, none."""
+    for seed, (at_s, n) in enumerate([(1.0, 1), (2.0, 3)]):
+        cdf = [[at_s, 1.0]] * 2
+        write_run(tmp_path / "s", "a", seed, [], round_s=[at_s] * n, expected=[ROUND_S | {"cdf": cdf}])
+    law = frames.round_law_frame(read_scenario(tmp_path / "s"))
+    assert law["share"].tolist() == [0.0, 0.25, 0.25, 1.0]
+    write_run(tmp_path / "s", "a", 2, [])
+    assert frames.round_law_frame(read_scenario(tmp_path / "s")).empty
+
+
+def test_expected_contributors_are_marked_on_the_middle_of_their_bars(tmp_path):
+    own = beside_theory(tmp_path / "s", LAYERS, labels=["a", "b", "c"])
+    figure = figures.layer_contributors(frames.layers_frame(own), styles([("a", "a"), ("b", "b"), ("c", "c")]))
+    bars, marks = figure.data[:3], figure.data[3:]
+    assert [mark.y for mark in marks] == [(2.5, 4.0)] * 3
+    assert {mark.marker.symbol for mark in marks} == {"diamond"}
+    assert all(mark.meta["is_ink"] for mark in marks)
+    for bar, mark in zip(bars, marks, strict=True):
+        assert np.array(mark.x) == pytest.approx(np.array(bar.x) + bar.offset + bar.width / 2)
+    assert "The diamonds are the exact expectations, nothing fitted." in Page(report("s", own)).words
+
+
+def test_contributors_without_closed_form_are_drawn_without_marks(runs):
+    figure = figures.layer_contributors(frames.layers_frame(runs), styles((run.label, run.kind) for run in runs))
+    assert {trace.type for trace in figure.data} == {"bar"}
+
+
+def without_classes(folder, losses, entry=None, **settings):
+    """Runs whose model has only a loss: `losses[seed][i]` at i * 10 s, after i rounds."""
+    for seed, values in enumerate(losses):
+        expected = [] if entry is None else [{"quantity": "loss", "unit": "1"} | entry]
+        path = write_run(folder, "a", seed, [0.0] * len(values), targets=(), expected=expected, **settings)
+        table = pd.read_parquet(path / "evaluations.parquet")
+        table.assign(accuracy=np.nan, loss=values).to_parquet(path / "evaluations.parquet")
+    return read_scenario(folder)
+
+
+def test_a_model_without_classes_is_drawn_by_its_loss_with_the_expected_one_dashed(tmp_path):
+    entry = {"rounds": [0, 1, 2], "mean": [4.0, 2.5, 1.5], "times_s": [0.0, 10.0, 20.0], "mean_at": [4.0, 2.0, 1.0]}
+    own = without_classes(tmp_path / "s", [[4.0, 2.0, 1.0], [4.0, 1.0, 1.0], [4.0, 6.0, 1.0]], entry)
+    frame, exact = frames.loss_frame(own, "time_s"), frames.expected_loss_frame(own, "time_s")
+    assert frame["loss"].tolist() == [4.0, 3.0, 1.0]  # means, as the closed form is one
+    assert (frame["low"].tolist(), frame["high"].tolist()) == ([4.0, 1.0, 1.0], [4.0, 6.0, 1.0])
+    assert exact["loss"].tolist() == [4.0, 2.0, 1.0]
+    line, dashed = figures.loss_over_time(frame, exact, styles([("a", "a")])).data[-2:]
+    assert (line.line.dash, dashed.line.dash) == ("solid", "dash")
+    page = Page(report("s", own))
+    assert next(a["id"] for a in page.of("div") if a.get("class") == "plot") == "loss_over_time"
+    assert "After 20 s the mean loss is 1 (a)." in page.words
+    assert "loss_over_rounds" not in [a.get("id") for a in page.of("div")]
+
+
+def test_a_loss_that_is_known_only_after_rounds_is_drawn_over_rounds(tmp_path):
+    own = without_classes(tmp_path / "s", [[4.0, 2.0, 1.0]], {"rounds": [0, 1, 2], "mean": [4.0, 2.5, 1.5]})
+    plots = [a["id"] for a in Page(report("s", own)).of("div") if a.get("class") == "plot"]
+    assert plots == ["loss_over_time", "round_times", "layer_contributors", "loss_over_rounds"]
+    assert frames.expected_loss_frame(own, "round")["loss"].tolist() == [4.0, 2.5, 1.5]
+
+
+def test_an_expected_loss_is_not_drawn_over_times_at_which_the_loss_held_is_an_old_one(tmp_path):
+    entry = {"rounds": [0, 5, 10], "mean": [4.0, 2.5, 1.5], "times_s": [0.0, 10.0], "mean_at": [4.0, 2.0]}
+    own = without_classes(tmp_path / "s", [[4.0, 2.0, 1.0]], entry)
+    own[0].manifest["scenario"]["evaluation"]["every_n_rounds"] = 5
+    assert frames.expected_loss_frame(own, "time_s").empty
+    assert len(frames.expected_loss_frame(own, "round")) == 3
+
+
+def test_a_model_without_classes_and_without_closed_form_still_has_its_curve(tmp_path):
+    words = Page(report("s", without_classes(tmp_path / "s", [[4.0, 2.0, 1.0]]))).words
+    assert "Each line joins the losses at the evaluations" in words
+    assert "nothing fitted" not in words
+
+
+def test_a_loss_is_drawn_on_a_logarithmic_axis_once_it_falls_to_an_eighth(tmp_path):
+    for last, kind in [(0.5, "log"), (0.51, None), (0.0, None)]:
+        own = without_classes(tmp_path / str(last), [[4.0, last]])
+        frame, exact = frames.loss_frame(own, "time_s"), frames.expected_loss_frame(own, "time_s")
+        assert figures.loss_over_time(frame, exact, styles([("a", "a")])).layout.yaxis.type == kind
 
 
 @given(st.text())

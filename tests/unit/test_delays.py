@@ -47,6 +47,13 @@ def test_the_cdf_is_that_of_the_named_law(law, known):
 
 
 @laws
+def test_survival_keeps_its_digits_where_it_is_small(law, known):
+    x = known.isf([0.9, 0.5, 1e-3, 1e-12, 1e-30])
+    # A bounded law ends within the last bits of its largest value.
+    np.testing.assert_allclose(law.survival(x), known.sf(x), rtol=1e-9, atol=1e-16 if isinstance(law, Uniform) else 0)
+
+
+@laws
 def test_draws_are_quantiles(law, known):
     np.testing.assert_allclose(law.draw(U[2:-2]), known.ppf(U[2:-2]), rtol=1e-9)
     np.testing.assert_allclose(law.cdf(law.draw(U)), U, rtol=1e-9, atol=1e-15)

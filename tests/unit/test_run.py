@@ -250,8 +250,8 @@ def test_a_changed_rule_in_code_of_ones_own_is_a_different_run(tiny, tmp_path, m
 def test_persistent_luck_is_drawn_once_for_the_fleet_and_not_at_every_message():
     plan = BatchPlan(np.ones(8, dtype=np.int64), None)
     weather = Weather(Fleet(8, uplink=Link(Gamma(shape=2.0))), equal_layers(2), plan, 1, 1)
-    first = weather._persistent(weather.fleet.uplink.rate_bits_per_s, "uplink.rate")
-    assert weather._persistent(weather.fleet.uplink.rate_bits_per_s, "uplink.rate") is first
+    first = weather.persistent(weather.fleet.uplink.rate_bits_per_s, "uplink.rate")
+    assert weather.persistent(weather.fleet.uplink.rate_bits_per_s, "uplink.rate") is first
 
 
 # ---- what the devices' updates looked like --------------------------------------------------------------------------

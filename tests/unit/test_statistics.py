@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from fedsim.commands.ending import notes, real_time
 from fedsim.dashboard.report import report
+from fedsim.statistics.agreement import Sample, agreements, compared, rounds_that_count, threshold
 from fedsim.statistics.best import may_be_best
 from fedsim.statistics.comparison import compare, compare_targets, headline
 from fedsim.statistics.reading import BrokenRunError, broken_folders, read_run, read_scenario
@@ -387,6 +390,9 @@ def test_runs_come_in_the_order_of_the_scenario_then_by_seed(tmp_path):
         (lambda run: (run / "manifest.json").write_text('{"schema_version": 1}'), "lacks or garbles 'policy'"),
         (lambda run: (run / "rounds.parquet").unlink(), "no rounds.parquet"),
         (lambda run: (run / "rounds.parquet").write_bytes(b"PAR1"), "rounds.parquet cannot be read"),
+        (lambda run: (run / "expected.json").write_text("["), "expected.json cannot be read"),
+        (lambda run: (run / "expected.json").write_text("{}"), "expected.json is not a list of quantities"),
+        (lambda run: (run / "expected.json").write_text('[{"mean": 1}]'), "expected.json is not a list of quantities"),
         (
             lambda run: (run / "layers.parquet").replace(run / "evaluations.parquet"),
             "no layers.parquet",
@@ -437,6 +443,203 @@ def test_a_run_of_the_clock_alone_has_a_summary_without_accuracy(tmp_path):
     assert row["final_accuracy"] is None
     assert row["used_flops_share"] is None
     assert row["time_to_accuracy_s"] == {"0.9": None}
+
+
+def test_a_run_from_before_there_were_closed_forms_has_none(tmp_path):
+    assert read_run(write_run(tmp_path / "s", "old", 0, climb(3))).expected == []
+    entry = {"quantity": "round_s", "unit": "s", "mean": 2.0, "variance": 1.0}
+    assert read_run(write_run(tmp_path / "s", "new", 1, climb(3), expected=[entry])).expected == [entry]
+
+
+# ---- agreement with closed forms ------------------------------------------------------------------------------------
+
+
+def round_s(mean: float, variance: float | None) -> dict:
+    return {"quantity": "round_s", "unit": "s", "mean": mean, "variance": variance}
+
+
+def played(folder: Path, times: list[float], entries: list[dict], *, seed: int = 0, **settings):
+    """A run of the clock alone that ends by rounds, unless `simulated_s` says otherwise."""
+    settings = {"simulated_s": None} | settings
+    return read_run(write_run(folder, "a", seed, [], round_s=times, expected=entries, **settings))
+
+
+def test_deviations_are_pooled_over_seeds_each_from_its_own_fleet(tmp_path):
+    """(1 - 2) + (3 - 2) + (5 - 2) + (4 - 4) = 3 over the root of 3 * 1 + 1 * 9; evenly spread, so hardly skewed."""
+    runs = [
+        played(tmp_path, [1.0, 3.0, 5.0], [round_s(2.0, 1.0)], seed=0),
+        played(tmp_path, [4.0], [round_s(4.0, 9.0)], seed=1),
+    ]
+    (row,) = agreements(runs)
+    assert (row.deviation.n, row.deviation.expected, row.deviation.simulated) == (4, 10 / 4, 13 / 4)
+    assert row.deviation.standard_error == pytest.approx(math.sqrt(12) / 4)
+    assert 0 < row.deviation.z < 3 / math.sqrt(12)  # skewed to the right: less unlikely than its distance says
+    assert row.agrees
+
+
+def test_deviations_that_are_not_skewed_keep_their_distance_in_standard_errors():
+    """8 - 8 * 1 = 0 is the sum of cubes, -6 the sum; 9 rounds of variance 4."""
+    assert compared([Sample(np.array([2.0] + [-1.0] * 8), 0.0, 4.0)]).z == pytest.approx(-1.0)
+
+
+def test_a_sum_of_exponential_rounds_is_judged_by_its_own_law():
+    """The sum of 10 is Gamma(10). Each value here is off by the cube root of 2: the law's third moment."""
+    z = compared([Sample(np.full(10, 1 + 2 ** (1 / 3)), 1.0, 1.0)]).z
+    assert stats.norm.sf(z) == pytest.approx(stats.gamma.sf(10 * (1 + 2 ** (1 / 3)), 10))
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "variance"),
+    [
+        (lambda rng: rng.exponential(size=20), 1.0, 1.0),
+        (lambda rng: 30.0 - rng.poisson(0.01, size=200), 29.99, 0.01),
+        (lambda rng: np.maximum(1.0, rng.exponential(3.0, size=50)), None, None),
+        (lambda rng: (rng.uniform(size=300) < 0.004).astype(float), 0.004, None),
+    ],
+    ids=["exponential", "rare exceptions", "variance unknown", "rare events"],
+)
+def test_where_theory_is_right_few_comparisons_look_unlikely(draw, mean, variance):
+    """1 % beyond 2.576 if z is right, fewer if cautious; among 1,500 then at most 15 + 4 standard errors of 3.9."""
+    rng = np.random.default_rng(11)
+    mean = 1.0 + 3.0 * math.exp(-1 / 3) if mean is None else mean
+    found = [compared([Sample(draw(rng), mean, variance)]) for _ in range(1_500)]
+    assert sum(abs(one.z) > 2.576 for one in found if one.z is not None) <= 15 + 4 * 3.9
+    assert all(one.z is not None for one in found)
+
+
+@pytest.mark.parametrize("variance", [1.0, None])
+def test_a_mean_that_is_off_by_a_fifth_is_found_in_a_thousand_rounds(variance):
+    rng = np.random.default_rng(12)
+    assert compared([Sample(1.2 * rng.exponential(size=1_000), 1.0, variance)]).z > 4
+
+
+def test_what_does_not_vary_must_be_equal(tmp_path):
+    bytes_ = {"quantity": "uploaded_bytes", "unit": "bytes", "variance": 0.0}
+    (same,) = agreements([played(tmp_path / "s", [1.0, 2.0], [bytes_ | {"mean": 100.0}])])
+    (other,) = agreements([played(tmp_path / "t", [1.0, 2.0], [bytes_ | {"mean": 100.001}])])
+    assert (same.deviation.z, same.deviation.is_equal, same.agrees) == (None, True, True)
+    assert (other.deviation.z, other.deviation.is_equal, other.agrees) == (None, False, False)
+
+
+def test_rounds_of_one_length_are_equal_although_clock_readings_are_rounded(tmp_path):
+    """Rounds of 0.1 s after 1e7 s: the difference of two readings is off by more than nine digits."""
+    run = played(tmp_path, [0.1, 0.1, 0.1], [round_s(0.1, 0.0)])
+    run = replace(run, rounds=run.rounds.assign(start_s=run.rounds["start_s"] + 1e7, end_s=run.rounds["end_s"] + 1e7))
+    run.manifest["outcome"]["simulated_s"] = 1e7 + 0.3
+    assert np.abs(run.rounds["end_s"] - run.rounds["start_s"] - 0.1).max() > 1e-9 * 0.1
+    assert agreements([run])[0].agrees
+
+
+def test_an_event_is_judged_by_its_binomial_tail(tmp_path):
+    """Nobody contributed in 2 of 3 rounds where that has probability 0.1: P(at least 2) = 3 * 0.01 * 0.9 + 0.001."""
+    run = played(tmp_path, [1.0] * 3, [{"quantity": "is_empty", "unit": "1", "mean": 0.1}])
+    run = replace(run, rounds=run.rounds.assign(n_contributions=[0, 0, 3]))
+    (row,) = agreements([run])
+    assert stats.norm.sf(row.deviation.z) == pytest.approx(0.028)
+
+
+def test_an_impossible_event_refutes_at_once(tmp_path):
+    run = played(tmp_path, [1.0] * 3, [{"quantity": "is_empty", "unit": "1", "mean": 0.0, "variance": None}])
+    assert agreements([run])[0].agrees
+    run = replace(run, rounds=run.rounds.assign(n_contributions=[4, 0, 4]))
+    assert not agreements([run])[0].agrees
+
+
+def test_an_exception_too_rare_to_have_been_seen_is_no_disagreement():
+    """All rounds alike at 2 where 1.999 is expected, of unknown variance: 0.9995^n for "no exception"."""
+    few, many = (compared([Sample(np.full(n, 2.0), 1.999)]) for n in (100, 20_000))
+    assert stats.norm.sf(few.z) == pytest.approx(0.5)  # more likely than not, so no sign of anything
+    assert stats.norm.sf(many.z) == pytest.approx(0.9995**20_000)
+    assert compared([Sample(np.full(3, 2.0), 2.0)]).is_equal
+
+
+def test_rounds_that_count_are_fixed_by_the_law_of_the_round_and_the_horizon(tmp_path):
+    """m + 5 * 0.2 * sqrt(m) <= 100: 90 + 9.49 fits, 91 + 9.54 does not."""
+    times = [1.0] * 95
+    assert rounds_that_count(played(tmp_path / "a", times, [round_s(1.0, 0.04)], simulated_s=100.0)) == 90
+    assert rounds_that_count(played(tmp_path / "b", times, [round_s(1.0, 0.0)], simulated_s=95.0)) == 95
+    assert rounds_that_count(played(tmp_path / "c", times, [round_s(1.0, 0.04)])) == 95
+    assert rounds_that_count(played(tmp_path / "d", times[:10], [round_s(1.0, 0.04)], simulated_s=100.0)) == 10
+
+
+def test_a_run_cut_off_by_time_without_a_law_of_the_round_says_so(tmp_path):
+    """Unless nothing varies. The run of the second folder ended with a round, so nothing was cut off."""
+    used = {"quantity": "used_flops", "unit": "FLOPs", "mean": 750.0, "variance": 4.0}
+    exact = {"quantity": "uploaded_bytes", "unit": "bytes", "mean": 100.0, "variance": 0.0}
+    cut = played(tmp_path / "s", [1.0] * 9, [used, exact], simulated_s=9.5)
+    cut.manifest["outcome"]["simulated_s"] = 9.5
+    flops, uploaded = agreements([cut])
+    assert flops.reason.startswith("needs a number of rounds fixed beforehand: the run ended in the middle of a round")
+    assert uploaded.agrees
+    (whole, _) = agreements([played(tmp_path / "t", [1.0] * 9, [used, exact], simulated_s=9.5)])
+    assert whole.deviation.n == 9
+
+
+def test_the_round_that_time_cuts_off_would_bias_the_mean_and_is_not_missed(tmp_path):
+    """1,000 runs of exponential rounds of 1 s, stopped after 60 s: their closed rounds add up to 59 s and not to 60."""
+    rng = np.random.default_rng(13)
+    run = played(tmp_path, [1.0], [round_s(1.0, 1.0)], simulated_s=60.0)
+    naive, fixed = [], []
+    for _ in range(1_000):
+        end_s = rng.exponential(size=120).cumsum()
+        end_s = end_s[end_s <= 60.0]
+        rounds = pd.DataFrame({"start_s": np.r_[0.0, end_s[:-1]], "end_s": end_s})
+        one = np.diff(end_s, prepend=0.0)
+        naive.append(Sample(one, 1.0, 1.0))
+        fixed.append(Sample(one[: rounds_that_count(replace(run, rounds=rounds))], 1.0, 1.0))
+    assert compared(naive).z < -3.5
+    assert abs(compared(fixed).z) < 3.5
+    assert {len(one.x) for one in fixed} == {31}  # 31 + 5 * sqrt(31) <= 60
+
+
+def test_what_cannot_be_compared_keeps_its_reason(tmp_path):
+    reason = "needs exponential step times; got Pareto"
+    entries = [
+        round_s(2.0, None),
+        {"quantity": "n_contributions", "unit": "devices", "no_closed_form": reason},
+        {"quantity": "participation", "unit": "1", "device": 0, "mean": 0.5},
+        {"quantity": "loss", "unit": "1", "rounds": [0], "mean": [1.0]},
+    ]
+    rows = agreements([played(tmp_path, [1.0, 3.0], entries)])
+    assert [(row.quantity, row.reason) for row in rows] == [
+        ("round_s", "needs a finite variance; a mean over rounds would not settle"),
+        ("n_contributions", reason),
+    ]
+
+
+def test_few_rounds_with_a_variance_of_their_own_are_not_judged(tmp_path):
+    """29 skewed values would look unlikely several times too often."""
+    used = {"quantity": "inverse_n_contributions", "unit": "1", "mean": 0.2, "variance": None}
+    few, enough = (played(tmp_path / str(n), [1.0] * n, [used]) for n in (29, 30))
+    few, enough = (
+        replace(run, rounds=run.rounds.assign(n_contributions=[4] + [5] * (len(run.rounds) - 1)))
+        for run in (few, enough)
+    )
+    assert agreements([few])[0].reason.startswith("needs 30 rounds")
+    assert agreements([enough])[0].deviation.z is not None
+
+
+def test_a_stalled_run_is_not_compared(tmp_path):
+    assert agreements([played(tmp_path, [1.0, 3.0], [round_s(2.0, 1.0)], outcome="stalled")]) == []
+
+
+def test_layers_are_compared_one_by_one_and_empty_rounds_count(tmp_path):
+    entries = [
+        {"quantity": "n_contributors", "unit": "devices", "layer": layer, "mean": mean, "variance": 1.0}
+        for layer, mean in enumerate([1.0, 4.0])
+    ]
+    run = played(tmp_path, [1.0, 1.0], entries)  # 2 and 4 contributors, in both rounds
+    run = replace(run, layers=run.layers[run.layers["round"] == 0])
+    assert [row.deviation.simulated for row in agreements([run])] == [1.0, 2.0]
+
+
+def test_the_threshold_shares_one_chance_of_a_false_alarm(tmp_path):
+    entries = [round_s(2.0, 1.0), {"quantity": "uploaded_bytes", "unit": "bytes", "mean": 100.0, "variance": 0.0}]
+    entries += [{"quantity": "used_flops", "unit": "FLOPs", "mean": 750.0, "variance": 4.0}]
+    rows = agreements([played(tmp_path, [1.0, 3.0], entries)])
+    assert threshold(rows) == pytest.approx(stats.norm.isf(0.01 / 2 / 2))  # two that vary
+    (off,) = agreements([played(tmp_path / "t", [2.0] * 40, [round_s(0.1, 1.0)])])
+    assert (off.deviation.z > threshold([off]), off.agrees) == (True, False)
 
 
 # ---- what a command says at its end ---------------------------------------------------------------------------------

@@ -1,0 +1,221 @@
+"""`fedsim validate`: simulate many rounds of each policy on the clock alone and hold each quantity beside its closed form.
+
+A comparison is made on independent rounds of one fleet, conditional on that fleet's persistent factors. How many rounds
+are played follows from the closed forms' own variances, before anything is compared, so that a mean off by 1 % would be
+found. A scenario that trains is also compared by its losses (`validate_training.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fedsim.commands.comparing import Compared, compared, judged
+from fedsim.commands.validate_training import N_REPLICAS, compare_training
+from fedsim.expectations import expected
+from fedsim.facts import Array
+from fedsim.protocols import NoClosedForm
+from fedsim.run import World, located
+from fedsim.scenario.contenders import Contender
+from fedsim.scenario.read import LoadedScenario
+from fedsim.statistics.agreement import FAMILY_ERROR
+from fedsim.theory.fleet import Expectation
+from fedsim.timing.book import ClosedJobs, ClosedRound
+from fedsim.timing.server import SimServer
+from fedsim.timing.untrained import Untrained
+
+DETECTABLE_SHARE = 0.01  # of a mean: what must be found if it is off by that much
+LEAST_ROUNDS, MOST_ROUNDS = 2_000, 50_000
+_MOST_DEVICES = 200  # of which each is kept apart
+_PLANNED_COMPARISONS = 3_000  # for the number of rounds, which is fixed before anything is compared
+_QUARTILES = (0.25, 0.5, 0.75)
+_MEANS = ("s", "devices", "steps", "FLOPs", "bytes")  # units of quantities that are means and not probabilities
+
+
+def validate(
+    scenarios: Sequence[tuple[str | None, LoadedScenario]],
+    *,
+    n_rounds: int | None = None,
+    n_replicas: int = N_REPLICAS,
+    n_jobs: int = 1,
+    tell: Callable[[str, int], None] = lambda *_: None,
+) -> list[Compared]:
+    """Every quantity of every policy, on the fleet of the first seed of each (variant, scenario).
+
+    n_rounds: of each policy on the clock alone; as many as the closed forms ask for if left out. n_replicas: of a
+    scenario that trains. tell: (label, rounds) when one is through.
+    """
+    todo = [(variant, loaded, i) for variant, loaded in scenarios for i in range(len(loaded.contenders))]
+    found: list[list[Compared]] = []
+    for (_, loaded, i), rows in zip(
+        todo, _mapped(_compare, [(*one, n_rounds, n_replicas) for one in todo], n_jobs), strict=True
+    ):
+        tell(loaded.contenders[i].label, rows[0].n)
+        found.append(rows)
+    return judged([row for rows in found for row in rows])
+
+
+def _mapped(
+    function: Callable[[tuple[Any, ...]], list[Compared]], items: list[tuple[Any, ...]], n_jobs: int
+) -> Iterator[list[Compared]]:
+    if n_jobs == 1 or len(items) == 1:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(min(n_jobs, len(items)), mp_context=get_context("forkserver")) as pool:
+        yield from pool.map(function, items)
+
+
+def _compare(item: tuple[str | None, LoadedScenario, int, int | None, int]) -> list[Compared]:
+    variant, loaded, i, n_rounds, n_replicas = item
+    contender, seeds = loaded.contenders[i], loaded.scenario.seed_sets[0]
+    with located(loaded, contender):
+        world = World.of(loaded, seeds).planned_for(contender)
+        world.refuse_problems(contender, train=loaded.scenario.train)
+    found = expected(contender, world.weather)
+    tally = play(world, contender, n_rounds or rounds_needed(found))
+    label = contender.label
+    rows = [row for one in found for row in comparisons(label, one, tally)]
+    if loaded.scenario.train:
+        rows += compare_training(loaded, contender, seeds, world, n_replicas)
+    return [replace(row, variant=variant) for row in rows]
+
+
+def rounds_needed(found: Iterable[Expectation]) -> int:
+    """Rounds after which a mean that is off by 1 % would be refused, from the closed forms' variances."""
+    threshold = float(stats.norm.isf(FAMILY_ERROR / _PLANNED_COMPARISONS / 2))
+    most = float(LEAST_ROUNDS)
+    for one in found:
+        if one.mean and one.variance and one.unit in _MEANS and one.device is None:
+            most = max(most, one.variance * (threshold / (DETECTABLE_SHARE * one.mean)) ** 2)
+    return int(min(np.ceil(most), MOST_ROUNDS))
+
+
+# ---- rounds ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What each round came to; implements `fedsim.timing.book.Book`. Columns are `[round]`, matrices `[round, ...]`."""
+
+    n_rounds: int
+    n_devices: int
+    n_layers: int
+    n_closed: int = 0
+    rounds: dict[str, Array] = field(default_factory=dict)
+    n_contributors: Array = field(init=False)
+    weight_sum: Array = field(init=False)
+    n_steps: Array = field(init=False)
+    participation: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = (
+            "round_s",
+            "n_steps",
+            "n_contributions",
+            "n_sent",
+            "used_flops",
+            "uploaded_bytes",
+            "downloaded_bytes",
+            "device_flops",
+        )
+        self.rounds = {name: np.zeros(self.n_rounds) for name in names}
+        self.n_contributors = np.zeros((self.n_rounds, self.n_layers))
+        self.weight_sum = np.zeros((self.n_rounds, self.n_layers))
+        n_kept = self.n_devices if self.n_devices <= _MOST_DEVICES else 0  # a matrix of a million devices fits nowhere
+        self.n_steps = np.zeros((self.n_rounds, n_kept), dtype=np.float32)
+        self.participation = np.zeros((self.n_rounds, n_kept), dtype=bool)
+
+    def before_change(self, now_s: float) -> None: ...
+
+    def jobs_closed(self, jobs: ClosedJobs) -> None:
+        if self.n_closed == self.n_rounds:
+            return  # under way when the last round closed
+        now = self.n_closed
+        self.rounds["n_steps"][now] += jobs.n_steps.sum()
+        if self.n_steps.size:
+            self.n_steps[now, jobs.device] += jobs.n_steps
+        for name in ("uploaded_bytes", "downloaded_bytes", "device_flops"):
+            self.rounds[name][now] += getattr(jobs, name).sum()
+
+    def round_closed(self, closed: ClosedRound) -> str | None:
+        now = self.n_closed
+        self.rounds["round_s"][now] = closed.end_s - closed.start_s
+        self.rounds["n_contributions"][now] = len(closed.contributions)
+        self.rounds["n_sent"][now] = closed.n_sent
+        self.rounds["used_flops"][now] = closed.used_flops
+        self.n_contributors[now] = closed.contributions.holds_layer.sum(axis=0)
+        self.weight_sum[now] = closed.weights.sum(axis=0)
+        if self.participation.size:
+            self.participation[now, closed.contributions.device] = True
+        self.n_closed += 1
+        return "enough rounds" if self.n_closed == self.n_rounds else None
+
+    def values(self, one: Expectation) -> Array | None:
+        """The quantity in each round, `[round]`; None if it is not kept."""
+        n, layer, device = self.rounds["n_contributions"], one.layer, one.device
+        if one.quantity == "correction_factor":
+            found = self.weight_sum[:, layer][self.n_contributors[:, layer] > 0]
+            return found if len(found) else None
+        if layer is not None:
+            by_layer = {
+                "n_contributors": self.n_contributors,
+                "is_layer_empty": self.n_contributors == 0,
+                "weight_sum": self.weight_sum,
+            }
+            return np.asarray(by_layer[one.quantity][:, layer], dtype=np.float64)
+        if device is not None:
+            by_device = {"n_steps": self.n_steps, "participation": self.participation}[one.quantity]
+            return np.asarray(by_device[:, device], dtype=np.float64) if by_device.size else None
+        derived: dict[str, Callable[[], Array]] = {
+            "is_empty": lambda: np.equal(n, 0.0),
+            "inverse_n_contributions": lambda: np.divide(1.0, n, out=np.zeros(len(n)), where=n > 0),
+            "n_steps": lambda: self.rounds["n_steps"] / self.rounds["n_sent"],
+        }
+        column = derived[one.quantity]() if one.quantity in derived else self.rounds.get(one.quantity)
+        return None if column is None else np.asarray(column, dtype=np.float64)
+
+
+def play(world: World, contender: Contender, n_rounds: int) -> Tally:
+    """So many rounds of the policy's story, without training."""
+    weather = world.weather
+    tally = Tally(n_rounds, weather.fleet.n_devices, weather.shape.n_layers)
+    over = SimServer(weather, Untrained(weather.shape), tally).play(contender.policy)
+    if tally.n_closed < n_rounds:
+        raise NoClosedForm(f"needs {n_rounds} rounds, but the run ended after {tally.n_closed}: {over.reason}")
+    return tally
+
+
+# ---- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def comparisons(label: str, one: Expectation, tally: Tally) -> Iterator[Compared]:
+    """The mean of a quantity, the spread of a count or a time, and points of a time's cdf."""
+    row = Compared(label, one.quantity, one.unit, n=tally.n_rounds, layer=one.layer, device=one.device)
+    values = tally.values(one)
+    if one.mean is None or values is None:
+        yield replace(row, no_closed_form=one.reason or "is not kept by the simulator")
+        return
+    if one.time is not None and one.variance is None:
+        reason = "needs a finite variance; a mean over rounds would not settle"
+        yield replace(row, expected=one.mean, no_closed_form=reason)
+    else:
+        yield compared(row, values, one.mean, one.variance)
+    # A spread that comes from hardly any round cannot be estimated from the others.
+    is_seen = bool(one.variance) and values.std() > 0.1 * np.sqrt(one.variance or 0.0)
+    if is_seen and one.variance and one.unit in ("s", "devices") and one.device is None:
+        squared = replace(row, quantity=f"{one.quantity} variance", unit=f"{one.unit}^2")
+        yield compared(squared, (values - one.mean) ** 2, one.variance)
+    if one.time is None or one.variance == 0.0:
+        return
+    for p in _QUARTILES:
+        at_s = one.time.quantile_s(p)
+        before, reached = one.time.cdf(np.array([at_s * (1 - 1e-9), at_s])).tolist()
+        if reached - before < 1e-6:  # at a jump of the law the clock's own rounding would decide
+            in_time = replace(row, quantity=f"P({one.quantity} <= {at_s:.6g} s)", unit="1")
+            yield compared(in_time, (values <= at_s).astype(np.float64), reached)

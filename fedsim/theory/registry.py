@@ -1,0 +1,50 @@
+"""Which closed forms a policy has: the file of its name beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from fedsim.protocols import NoClosedForm
+from fedsim.theory.fleet import Expectation, Fleet, none
+from fedsim.theory.rounds import UNITS, Answers, listed
+
+_STEPS_OF_ALL_ASKED = frozenset(UNITS) - {"n_steps"}
+_WHERE_STEPS_DIFFER = {  # what remains known where a device's last batch of an epoch is smaller than the others
+    "drop_stragglers": _STEPS_OF_ALL_ASKED,
+    "fedavg": _STEPS_OF_ALL_ASKED,
+    "stsyn": frozenset({"round_s"}),
+}
+
+
+def expected(kind: str, policy: Any, fleet: Fleet, *, wanted: Collection[str] = frozenset(UNITS)) -> list[Expectation]:
+    """What a round of this policy should have on average, or why there is no closed form.
+
+    kind: the policy's name on the shelf. policy: anything with its parameters as attributes. wanted: these quantities.
+    """
+    name = f"fedsim.theory.{kind}"
+    if not kind.isidentifier() or find_spec(name) is None or not hasattr(import_module(name), "answers"):
+        return [none("round_s", "s", f"needs a policy with closed forms; {kind} has none here")]
+    known, n_steps = frozenset(UNITS), 1 if kind in ("k_sync", "salf") else getattr(policy, "local_steps", 1)
+    if not fleet.has_even_steps and (fleet.step_factor is None or n_steps == 1):
+        if getattr(policy, "over_selected", 1) or kind not in ("fedavg",):
+            known = _WHERE_STEPS_DIFFER.get(kind, known)
+        fleet = evened(fleet, n_steps)
+    answers: Answers = import_module(name).answers(policy, fleet)
+    return listed({q: a if q in known else _uneven for q, a in answers.items() if q in wanted})
+
+
+def evened(fleet: Fleet, n_steps: int) -> Fleet:
+    """The fleet as its first n_steps steps see it: each of them as long as their mean, and with its rows.
+
+    Their end is the same to the last bit if nothing is drawn per step; where single steps end is another matter.
+    """
+    n_rows = fleet.rows_before(n_steps) / n_steps
+    return replace(fleet, unit_s=fleet.unit_s * n_rows / fleet.n_rows, n_rows=n_rows, has_even_steps=True)
+
+
+def _uneven() -> list[Expectation]:
+    raise NoClosedForm("needs local steps of equal numbers of rows; some device's last batch is smaller")
