@@ -119,7 +119,7 @@ def validate(
         print(json.dumps(rows_as_json(rows), indent=2))
     else:
         table, sentence = agreement(rows)
-        out_console.print(table)
+        (out_console if sys.stdout.isatty() else Console(width=180)).print(table)
         out_console.print(f"\n{escape(sentence)}", highlight=False, soft_wrap=True)
     if any(row.agrees is False for row in rows):
         raise typer.Exit(1)

@@ -201,5 +201,6 @@ def _entry(one: Expectation) -> dict[str, Any]:
         return entry | {"no_closed_form": one.reason}
     entry |= {"mean": one.mean, "variance": one.variance}
     if one.time is not None:
-        entry["cdf"] = [[t := one.time.quantile_s(p), float(one.time.cdf(t)[0])] for p in _CDF_LEVELS.tolist()]
+        t_s = one.time.quantiles_s(_CDF_LEVELS)
+        entry["cdf"] = np.column_stack([t_s, one.time.cdf(t_s)]).tolist()
     return entry

@@ -170,7 +170,8 @@ def downloads(fleet: Fleet, deadline_s: float, n_asked: int) -> list[Expectation
     """
     if not fleet.has_fixed_links:
         return one("downloaded_bytes", n_asked * float(fleet.shape.suffix_bytes[-1]))
-    share = np.minimum(1.0, deadline_s / np.maximum(fleet.download_s, 1e-300)) * float(fleet.shape.suffix_bytes[-1])
+    here = deadline_s / np.maximum(fleet.download_s, deadline_s)  # 1 for a download that takes no time
+    share = here * float(fleet.shape.suffix_bytes[-1])
     return one("downloaded_bytes", *sampled_sum(share, share**2, n_asked))
 
 

@@ -58,6 +58,10 @@ class RandomTime:
         """The least t with P(T <= t) >= p, by bisection, seconds."""
         return _crossing(self.survival, 1.0 - p)
 
+    def quantiles_s(self, p: Array) -> Array:
+        """`quantile_s` of each, `[p]`."""
+        return _crossings(self.survival, 1.0 - np.asarray(p))
+
     def plus(self, seconds: float) -> RandomTime:
         """So much later."""
         if not seconds:

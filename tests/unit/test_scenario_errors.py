@@ -107,7 +107,7 @@ K5 = "k: 5"
         (FIRST, "- {}", "11: policies[0]: kind is missing; add 'kind: ...' ('fedsim list' shows the kinds)"),
         # unknown kinds
         ("exponential", "exponentail", "5: fleet.compute.step_s (exponentail): kind is 'exponentail', which is not known here; did you mean 'exponential'?"),
-        ("{kind: exponential, mean: 1.0}", "{mean: 1.0}", "5: fleet.compute.step_s: kind is missing; add one of: constant, exponential, gamma, weibull, lognormal, pareto, uniform, empirical, classes"),
+        ("{kind: exponential, mean: 1.0}", "{mean: 1.0}", "5: fleet.compute.step_s: kind is missing; add one of: constant, exponential, gamma, weibull, lognormal, pareto, uniform, empirical, classes, mixture"),
         (FIRST, "- kind: fedavgg", "11: policies[0] (fedavgg): kind is 'fedavgg', which is no policy known here; did you mean 'fedavg'?"),
         ("kind: mlp", "kind: mpl", "8: model (mpl): kind is 'mpl', which is no model known here; did you mean 'mlp'?"),
         ("kind: digits", "kind: digit", "7: data (digit): kind is 'digit', which is no data set known here; did you mean 'digits'?"),
