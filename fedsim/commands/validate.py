@@ -32,6 +32,7 @@ from fedsim.timing.untrained import Untrained
 
 DETECTABLE_SHARE = 0.01  # of a mean: what must be found if it is off by that much
 LEAST_ROUNDS, MOST_ROUNDS = 2_000, 50_000
+_FIXED_ROUNDS = 200
 _MOST_DEVICES = 200  # of which each is kept apart
 _PLANNED_COMPARISONS = 3_000  # for the number of rounds, which is fixed before anything is compared
 _QUARTILES = (0.25, 0.5, 0.75)
@@ -89,6 +90,9 @@ def _compare(item: tuple[str | None, LoadedScenario, int, int | None, int]) -> l
 def rounds_needed(found: Iterable[Expectation]) -> int:
     """Rounds after which a mean that is off by 1 % would be refused, from the closed forms' variances."""
     threshold = float(stats.norm.isf(FAMILY_ERROR / _PLANNED_COMPARISONS / 2))
+    found = list(found)
+    if not any(one.variance != 0.0 for one in found if one.mean is not None):
+        return _FIXED_ROUNDS  # nothing varies
     most = float(LEAST_ROUNDS)
     for one in found:
         if one.mean and one.variance and one.unit in _MEANS and one.device is None:
