@@ -39,6 +39,8 @@ def sentence(rows: Sequence[Compared]) -> str:
     n_open = len(rows) - len(compared)
     largest = max((abs(row.z) for row in compared if row.z is not None), default=0.0)
     open_ = f" {_quantities(n_open)} without a closed form." if n_open else ""
+    if not compared:
+        return f"Nothing was compared.{open_}"
     said = f"{len(compared) - len(refused)} of {_quantities(len(compared))} agree"
     chance = f"; were everything right, a refusal would come up once in {1 / FAMILY_ERROR:.0f} validations"
     if not refused:

@@ -55,6 +55,20 @@ def compared(row: Compared, values: Array, mean: float, variance: float | None =
     )
 
 
+def short(policy: str, n_rounds: int, n_played: int) -> Compared:
+    """A run that stalled, diverged or ended before its rounds were through, where closed forms say that it goes on."""
+    return Compared(
+        policy,
+        "n_rounds",
+        "rounds",
+        expected=float(n_rounds),
+        simulated=float(n_played),
+        standard_error=0.0,
+        agrees=False,
+        n=1,
+    )
+
+
 def judged(rows: list[Compared]) -> list[Compared]:
     """With a verdict each: the family of all comparisons shares one chance of a false alarm (Bonferroni)."""
     n = sum(row.z is not None for row in rows)

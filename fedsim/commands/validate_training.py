@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedsim.commands.comparing import Compared, compared
+from fedsim.commands.comparing import Compared, compared, short
 from fedsim.expectations import fleet_of, problem_of
 from fedsim.facts import Array, IntArray
 from fedsim.protocols import HasFlatWeights, Learner, NoClosedForm
@@ -85,6 +85,9 @@ def compare_training(
     except NoClosedForm as reason:
         at_s, times_s = str(reason), np.empty(0)
     courses = [_play(loaded, contender, seeds, world, rounds, times_s, r) for r in range(n_replicas)]
+    if any(course.n_closed < rounds[-1] or len(course.by_time) < len(times_s) for course in courses):
+        yield short(contender.label, int(rounds[-1]), min(course.n_closed for course in courses))
+        return
     for i, n in enumerate(rounds.tolist()):
         values = np.array([course.by_round[i] for course in courses])
         yield compared(replace(row, quantity=f"loss after {n} rounds"), values, float(curve.loss[n]))
@@ -123,7 +126,5 @@ def _play(
     weather = replace(world.weather, clock_seed=own.of("clock"))
     learner = world.learner(loaded, contender, own.model_copy(update={"init": seeds.of("init")}))
     course = Course(learner, rounds, times_s)
-    over = SimServer(weather, learner, course).play(contender.policy)
-    if course.n_closed < rounds[-1] or len(course.by_time) < len(times_s):
-        raise NoClosedForm(f"needs {rounds[-1]} rounds, but the run ended after {course.n_closed}: {over.reason}")
+    SimServer(weather, learner, course).play(contender.policy)
     return course

@@ -28,7 +28,7 @@ def expected(kind: str, policy: Any, fleet: Fleet, *, wanted: Collection[str] = 
     name = f"fedsim.theory.{kind}"
     if not kind.isidentifier() or find_spec(name) is None or not hasattr(import_module(name), "answers"):
         return [none("round_s", "s", f"needs a policy with closed forms; {kind} has none here")]
-    known, n_steps = frozenset(UNITS), 1 if kind in ("k_sync", "salf") else getattr(policy, "local_steps", 1)
+    known, n_steps = frozenset(UNITS), getattr(policy, "local_steps", 1)
     if not fleet.has_even_steps and (fleet.step_factor is None or n_steps == 1):
         if getattr(policy, "over_selected", 1) or kind not in ("fedavg",):
             known = _WHERE_STEPS_DIFFER.get(kind, known)

@@ -11,6 +11,7 @@ import pytest
 
 import fedsim
 from fedsim import cli, theory
+from fedsim.commands.agreement import sentence
 from fedsim.commands.comparing import Compared, compared, judged
 from fedsim.commands.plan import Point, knee_of, plan, values_of
 from fedsim.commands.validate import DETECTABLE_SHARE, rounds_needed
@@ -18,6 +19,8 @@ from fedsim.delays import Exponential, Gamma, Mixture
 from fedsim.expectations import expected, fleet_of
 from fedsim.run import World
 from fedsim.theory import registry
+from fedsim.timing.book import RunOver
+from fedsim.timing.server import SimServer
 
 SCENARIO = {
     "name": "small",
@@ -117,6 +120,17 @@ def test_what_does_not_vary_must_be_equal():
     row = Compared("p", "q", "1")
     assert compared(row, np.full(9, 0.1 * 3), 0.3, 0.0).agrees is True
     assert compared(row, np.full(9, 0.300001), 0.3, 0.0).agrees is False
+
+
+def test_a_run_that_ends_before_its_rounds_are_through_is_refused(tmp_path, monkeypatch):
+    """A broken clock may not get by with no rounds at all."""
+    monkeypatch.setattr(SimServer, "wait", lambda self, jobs, condition: (_ for _ in ()).throw(RunOver("stalled", "x")))
+    assert ended(["validate", written(tmp_path, SCENARIO), "--rounds", 100]) == 1
+
+
+def test_where_nothing_could_be_compared_nothing_is_said_to_agree():
+    row = Compared("p", "round_s", "s", no_closed_form="needs luck")
+    assert sentence([row]) == "Nothing was compared. 1 quantity without a closed form."
 
 
 # ---- fleets ---------------------------------------------------------------------------------------------------------
