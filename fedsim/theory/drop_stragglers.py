@@ -109,6 +109,10 @@ def in_time(policy: DropStragglersParameters, fleet: Fleet) -> Array:
     return _in_time(_asked(policy, fleet), policy.deadline_s)
 
 
+NEEDS_EVEN_STEPS = frozenset({"n_steps"})
+"""Quantities that depend on where single steps end, not only on where a fixed number of them does."""
+
+
 def expected(policy: DropStragglersParameters, fleet: Fleet) -> list[Expectation]:
     """What a round should have on average on this fleet, or why there is no closed form."""
     return listed(answers(policy, fleet))

@@ -64,6 +64,10 @@ class FedAvgParameters(Protocol):
     def over_selected(self) -> int: ...
 
 
+NEEDS_EVEN_STEPS = frozenset({"n_steps"})
+"""Quantities that depend on where single steps end, not only on where a fixed number of them does."""
+
+
 def expected(policy: FedAvgParameters, fleet: Fleet) -> list[Expectation]:
     """What a round should have on average on this fleet, or why there is no closed form."""
     return listed(answers(policy, fleet))

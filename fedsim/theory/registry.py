@@ -12,13 +12,6 @@ from fedsim.protocols import NoClosedForm
 from fedsim.theory.fleet import Expectation, Fleet, none
 from fedsim.theory.rounds import UNITS, Answers, listed
 
-_STEPS_OF_ALL_ASKED = frozenset(UNITS) - {"n_steps"}
-_WHERE_STEPS_DIFFER = {  # what remains known where a device's last batch of an epoch is smaller than the others
-    "drop_stragglers": _STEPS_OF_ALL_ASKED,
-    "fedavg": _STEPS_OF_ALL_ASKED,
-    "stsyn": frozenset({"round_s"}),
-}
-
 
 def expected(kind: str, policy: Any, fleet: Fleet, *, wanted: Collection[str] = frozenset(UNITS)) -> list[Expectation]:
     """What a round of this policy should have on average, or why there is no closed form.
@@ -26,15 +19,15 @@ def expected(kind: str, policy: Any, fleet: Fleet, *, wanted: Collection[str] = 
     kind: the policy's name on the shelf. policy: anything with its parameters as attributes. wanted: these quantities.
     """
     name = f"fedsim.theory.{kind}"
-    if not kind.isidentifier() or find_spec(name) is None or not hasattr(import_module(name), "answers"):
+    module = import_module(name) if kind.isidentifier() and find_spec(name) is not None else None
+    if module is None or not hasattr(module, "answers"):
         return [none("round_s", "s", f"needs a policy with closed forms; {kind} has none here")]
-    known, n_steps = frozenset(UNITS), getattr(policy, "local_steps", 1)
+    unknown, n_steps = frozenset[str](), getattr(policy, "local_steps", 1)
     if not fleet.has_even_steps and (fleet.step_factor is None or n_steps == 1):
-        if getattr(policy, "over_selected", 1) or kind not in ("fedavg",):
-            known = _WHERE_STEPS_DIFFER.get(kind, known)
+        unknown = getattr(module, "NEEDS_EVEN_STEPS", frozenset())
         fleet = evened(fleet, n_steps)
-    answers: Answers = import_module(name).answers(policy, fleet)
-    return listed({q: a if q in known else _uneven for q, a in answers.items() if q in wanted})
+    answers: Answers = module.answers(policy, fleet)
+    return listed({q: _uneven if q in unknown else answer for q, answer in answers.items() if q in wanted})
 
 
 def evened(fleet: Fleet, n_steps: int) -> Fleet:

@@ -25,6 +25,7 @@ from fedsim.theory.fleet import Expectation, Fleet, of_time
 from fedsim.theory.race import Race
 from fedsim.theory.rounds import (
     MOST_LISTED,
+    UNITS,
     Answers,
     counted,
     inverse_count,
@@ -214,6 +215,10 @@ class STSynParameters(Protocol):
     def cap_factor(self) -> float | None: ...
     @property
     def drop_most_updated(self) -> bool: ...
+
+
+NEEDS_EVEN_STEPS = frozenset(UNITS) - {"round_s"}
+"""Quantities that depend on where single steps end, not only on where a fixed number of them does."""
 
 
 def expected(policy: STSynParameters, fleet: Fleet) -> list[Expectation]:

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -362,3 +363,39 @@ def test_a_report_on_nothing_is_refused_and_writes_nothing(tmp_path: Path, folde
 def test_runs_that_all_diverged_are_told_to_learn_more_slowly(tmp_path: Path) -> None:
     scenario = scenario_file(tmp_path, training={"learning_rate": 1e18}, seeds=[1], policies=[{"kind": "fedavg"}])
     assert "Every run diverged" in fedsim_command("run", scenario, cwd=tmp_path).stdout
+
+
+def test_a_run_writes_its_closed_forms_and_the_report_holds_them_beside_what_was_simulated(tmp_path):
+    path = scenario_file(
+        tmp_path, data={"kind": "digits"}, policies=[{"kind": "fedavg"}, {"kind": "salf", "deadline_s": 0.8}]
+    )
+    assert fedsim_command("run", path, cwd=tmp_path).returncode == 0
+    found = {run.label: run.expected for run in fedsim.read(tmp_path / "runs" / "small")}
+    by_name = {one["quantity"]: one for one in found["fedavg"]}
+    slowest_s = 2 * sum(1 / i for i in range(1, 9))  # two steps of the slowest of eight memoryless tasks
+    # The mean number of rows of two steps, over devices that are nearly alike, leaves one per cent.
+    assert by_name["round_s"]["mean"] == pytest.approx(slowest_s, rel=0.01)
+    times_s, shares = zip(*by_name["round_s"]["cdf"], strict=True)
+    assert list(times_s) == sorted(times_s)
+    assert list(shares) == sorted(shares)
+    assert {"correction_factor", "is_layer_empty"} <= {one["quantity"] for one in found["salf"]}
+    assert by_name["loss"]["no_closed_form"] == "needs the model quadratic on the data set quadratic"
+    report = (tmp_path / "runs" / "small" / "report.html").read_text(encoding="utf-8")
+    assert "Does it agree with theory?" in report
+    assert "with a closed form agree" in report
+
+
+def test_a_run_on_quadratics_writes_the_loss_that_it_then_has(tmp_path):
+    """Full batches and everybody waited for: nothing about the loss is random."""
+    quadratic = {
+        "data": {"kind": "quadratic", "n_groups": 8, "n_parameters": 3, "partition": {"kind": "one_class"}},
+        "model": {"kind": "quadratic", "layer_sizes": [2, 1]},
+        "training": {"local_steps": 2, "learning_rate": 0.3, "batch_size": "all", "dtype": "float64"},
+        "policies": [{"kind": "fedavg"}],
+        "evaluation": {"every_n_rounds": 1},
+        "stop": {"n_rounds": 6},
+    }
+    assert fedsim_command("run", scenario_file(tmp_path, **quadratic), cwd=tmp_path).returncode == 0
+    for run in fedsim.read(tmp_path / "runs" / "small"):
+        [loss] = [one for one in run.expected if one["quantity"] == "loss"]
+        np.testing.assert_allclose(run.evaluations["loss"], loss["mean"], rtol=1e-10)
