@@ -40,6 +40,7 @@ SHAPE = ModelShape(
     weight_gradient_flops=np.full(LAYERS, 2000.0),
     input_gradient_flops=np.full(LAYERS, 2000.0),
     n_activations=np.full(LAYERS, 10),
+    n_kept_activations=np.full(LAYERS, 10),
 )
 
 

@@ -11,9 +11,10 @@ from queue import Empty
 from typing import Any, TypeVar
 
 from fedsim import records
+from fedsim.manifest import fingerprint
 from fedsim.protocols import Policy
 from fedsim.records import Progress
-from fedsim.run import check, fingerprint, simulate
+from fedsim.run import check, simulate
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.read import LoadedScenario
 from fedsim.scenario.schema import SeedSet

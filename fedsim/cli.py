@@ -274,7 +274,7 @@ def _conclude_scenario(loaded: LoadedScenario, out: Path, chosen: list[Pair]) ->
 
 def _conclude(folder: Path, runs: list[Run]) -> None:
     """Summary, report, and the table that ends a run."""
-    from fedsim.commands.ending import ending
+    from fedsim.commands.ending import ending, heard
     from fedsim.dashboard.report import write_report
     from fedsim.statistics.summary import write_summary
 
@@ -282,6 +282,8 @@ def _conclude(folder: Path, runs: list[Run]) -> None:
     path = write_report(folder, runs)
     table, sentence = ending(runs)
     out_console.print(table)
+    if (behind := heard(runs)) is not None:
+        out_console.print("", behind, sep="\n")
     out_console.print(f"\n{escape(sentence)}", highlight=False, soft_wrap=True)
     out_console.print(f"Report: {escape(str(path))}", highlight=False, soft_wrap=True)
 

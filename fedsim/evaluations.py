@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.facts import Evaluation
+from fedsim.facts import Array, Evaluation
 from fedsim.protocols import Learner
+from fedsim.speed_classes import mix_accuracy
 
 _ROUNDING = 1e-9  # relative: where a window ends is known up to the last bits of a sum
 
@@ -43,13 +44,15 @@ class Grid:
 class Evaluations:
     """The evaluations of one run, as they come.
 
-    horizon_s: where a grid of seconds ends. rows: columns of the table. latest: the version that was evaluated last
-    (-1: none yet) and what came of it.
+    horizon_s: where a grid of seconds ends. label_shares: the label mixes of the device classes, from the fastest to the
+    slowest, `[class, label]`; None where there is but one. rows: columns of the table. latest: the version that was
+    evaluated last (-1: none yet) and what came of it.
     """
 
     learner: Learner
     grid: Grid | None
     horizon_s: float = np.inf
+    label_shares: Array | None = None
     rows: dict[str, list[Any]] = field(default_factory=dict)
     latest: tuple[int, Evaluation | None] = (-1, None)
     _held_since_s: float = np.inf
@@ -102,11 +105,18 @@ class Evaluations:
         if evaluation is None:
             return False
         row = {"time_s": at_s, "version": version, "accuracy": evaluation.accuracy, "loss": evaluation.loss}
-        for name, value in {**row, **so_far}.items():
+        for name, value in {**row, **self._on_mixes(evaluation), **so_far}.items():
             self.rows.setdefault(name, []).append(value)
         if grid.targets:
             self._follow(grid, at_s, is_held=evaluation.accuracy >= max(grid.targets))
         return True
+
+    def _on_mixes(self, evaluation: Evaluation) -> dict[str, float]:
+        """Accuracy on the label mixes of the slowest and the fastest devices; NaN if there is no such thing."""
+        if self.label_shares is None or evaluation.label_accuracy is None:
+            return {"accuracy_slowest": np.nan, "accuracy_fastest": np.nan}
+        fastest, slowest = (mix_accuracy(self.label_shares[i], evaluation.label_accuracy) for i in (0, -1))
+        return {"accuracy_slowest": slowest, "accuracy_fastest": fastest}
 
     def _follow(self, grid: Grid, at_s: float, *, is_held: bool) -> None:
         """Remember since when the highest target has been held."""

@@ -62,7 +62,13 @@ def fleet_of(weather: Weather) -> Fleet:
         lowest_depth=None if law is None else law.lowest,
         has_fixed_links=not any(_is_redrawn(link) for link in (stated.downlink, stated.uplink)),
         has_even_steps=plan.is_even,
-        rows_before=lambda n: plan.rows_before(everyone, np.full(len(everyone), n)).astype(np.float64),
+        rows_before=lambda n: plan.rows_before(everyone, np.broadcast_to(n, len(everyone))).astype(np.float64),
+        down_s_of=lambda n_bytes: _link_s(stated.downlink, "downlink", n_bytes[:, None], weather)[:, 0],
+        up_s_of=lambda n_bytes: _link_s(stated.uplink, "uplink", n_bytes[:, None], weather)[:, 0],
+        has_layer_seconds=stated.compute.layer_s is not None,
+        batch_size=n_rows,
+        memory_bytes=None if stated.memory_bytes is None else weather.persistent(stated.memory_bytes, "memory_bytes"),
+        block_io_s=np.broadcast_to(_block_io_s(stated.compute, shape.n_layers), (len(everyone), shape.n_layers + 1)),
     )
 
 
@@ -95,6 +101,12 @@ def _counted_flops(shape: ModelShape, backward_factor: float) -> float:
     return float(shape.forward_flops.sum() + backward_factor * backward)
 
 
+def _block_io_s(compute: Compute, n_layers: int) -> Array:
+    """Of the layers before the d output-most ones, `[depth]`."""
+    per_layer = np.broadcast_to(np.asarray(compute.block_io_s, dtype=np.float64), (n_layers,))
+    return np.array([per_layer[: n_layers - depth].sum() for depth in range(n_layers + 1)])
+
+
 def _is_redrawn(link: Link | None) -> bool:
     return (
         link is not None
@@ -104,10 +116,11 @@ def _is_redrawn(link: Link | None) -> bool:
 
 
 def _link_s(link: Link | None, name: str, n_bytes: IntArray, weather: Weather) -> Array:
-    """Seconds of messages of these sizes, `[device, message]`; zeros where they are drawn anew for each task."""
+    """Seconds of messages of these sizes, `[message]` or `[device, message]`, as `[device, message]`; zeros where they are
+    drawn anew for each task."""
     n = weather.fleet.n_devices
     if link is None or _is_redrawn(link):
-        return np.zeros((n, len(n_bytes)))
+        return np.zeros((n, n_bytes.shape[-1]))
     latency_s = weather.persistent(link.latency_s, f"{name}.latency_s")
     rate = weather.persistent(link.rate_bits_per_s, f"{name}.rate")
     return np.asarray(latency_s[:, None] + 8.0 * n_bytes / rate[:, None])
@@ -197,6 +210,7 @@ def as_json(found: list[Expectation]) -> list[dict[str, Any]]:
 def _entry(one: Expectation) -> dict[str, Any]:
     entry: dict[str, Any] = {"quantity": one.quantity, "unit": one.unit}
     entry |= {name: getattr(one, name) for name in ("layer", "device") if getattr(one, name) is not None}
+    entry |= {"period": one.period} if one.period > 1 else {}
     if one.reason is not None:
         return entry | {"no_closed_form": one.reason}
     entry |= {"mean": one.mean, "variance": one.variance}

@@ -7,8 +7,8 @@ many layers it holds. Tables are columns (NumPy arrays of one length), so that t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Literal, Self
 
@@ -26,7 +26,10 @@ class ModelShape:
 
     FLOPs count a multiply-add as two. `weight_gradient_flops` is all that a layer's own parameters need once the
     gradient of its output is known (inside a block that includes passing through its own sublayers);
-    `input_gradient_flops` is the extra for handing the gradient on to the layer before it.
+    `input_gradient_flops` is the extra for handing the gradient on to the layer before it. `n_activations` are numbers
+    that a layer puts out; `n_kept_activations` those that training must keep: the outputs of all convolutions and matrix
+    products inside it (the count of EmbracingFL, arXiv 2406.15125).
+    narrower: measures the model at (rate, whether convolutions are cut too); None if it cannot be narrowed.
     """
 
     layer_names: tuple[str, ...]
@@ -36,6 +39,8 @@ class ModelShape:
     weight_gradient_flops: Array
     input_gradient_flops: Array
     n_activations: IntArray
+    n_kept_activations: IntArray
+    narrower: Callable[[float, bool], ModelShape] | None = field(default=None, repr=False, compare=False)
 
     @property
     def n_layers(self) -> int:
@@ -57,31 +62,114 @@ class ModelShape:
         """Bytes of the `depth` output-most layers, `[depth]`, depth 0 ... n_layers."""
         return np.concatenate([[0], np.cumsum(self.parameter_bytes[::-1])])
 
+    def memory_bytes(self, batch_size: int) -> IntArray:
+        """Bytes that training the `depth` output-most layers must hold, `[depth]`, depth 0 ... n_layers.
+
+        Their parameters and the kept activations of `batch_size` samples, in float32.
+        """
+        numbers = self.n_parameters + batch_size * self.n_kept_activations
+        return np.concatenate([[0], 4 * np.cumsum(numbers[::-1])])
+
+    def sliced(self, rate: float, *, convolutions: bool = True) -> ModelShape:
+        """The same model with ceil(rate x C) of the C units of each hidden layer; inputs and outputs stay.
+
+        convolutions: whether their channels are cut too, or fully connected hidden layers only.
+        Raises BadInput for a model that cannot be narrowed.
+        """
+        if rate == 1.0:
+            return self
+        if self.narrower is None:
+            raise BadInput(
+                "the model cannot be narrowed; choose one whose class has a method `narrowed`", at=("model",)
+            )
+        return self.narrower(rate, convolutions)
+
+
+@dataclass(frozen=True)
+class Subnetwork:
+    """Which part of every hidden layer a device trains: as many units as its rate says (width methods).
+
+    units: "leading" are the first ones, nested in those of a larger rate (HeteroFL); "random" ones are drawn anew for
+        each task, in fully connected hidden layers only (FedDrop).
+    is_scaled: in training, activations of cut layers are divided by the share of units that is kept.
+    is_masked: logits of classes of which the device has no sample count as 0 in its loss, and their rows of the output
+        layer are not aggregated.
+    """
+
+    units: Literal["leading", "random"] = "leading"
+    is_scaled: bool = False
+    is_masked: bool = False
+
+    def of(self, shape: ModelShape, rate: float) -> ModelShape:
+        """What the part of this rate costs."""
+        return shape.sliced(rate, convolutions=self.units == "leading")
+
+
+LayerMask = tuple[bool, ...]
+"""One claim per layer, from the input."""
+
 
 @dataclass(frozen=True)
 class Task:
     """What the server asks of a device.
 
-    n_steps: local steps; None: go on until told to stop.
+    n_steps: local steps, one number or one per device sent to; None: go on until told to stop.
     depth: train only this many output-most layers; one number, or one per device sent to; None: all.
     unit: what counts as finished when a device is stopped: whole local steps, or also the layers (from the output)
         of the step it was in.
     update: "descend" is local SGD; "accumulate" sums every step's gradient at the model that was pulled (K-sync family).
     arrive_within_s: the device itself stops in time for its upload to arrive this long after the task was sent
         (one-step tasks by layers only).
+    pulls: layers that the device downloads; the others it still has as its last task left them. None: all.
+    pushes: of the layers it trains, those that it uploads; the others it keeps for its next task. None: all.
+    subnetwork, rate: which part of every hidden layer, and how much of it, one number or one per device sent to
+        (whole steps over all layers only).
+    is_block_by_block: layers that do not train are brought into memory one after another in each step, which takes
+        the fleet's `block_io_s`.
     """
 
-    n_steps: int | None = 1
+    n_steps: int | IntArray | None = 1
     depth: int | IntArray | None = None
     unit: Literal["step", "layer"] = "step"
     update: Literal["descend", "accumulate"] = "descend"
     arrive_within_s: float | None = None
+    pulls: LayerMask | None = None
+    pushes: LayerMask | None = None
+    subnetwork: Subnetwork | None = None
+    rate: float | Array = 1.0
+    is_block_by_block: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_steps is not None and self.n_steps < 1:
-            raise ValueError(f"a task needs at least one local step; got n_steps={self.n_steps}")
-        if self.arrive_within_s is not None and (self.unit != "layer" or self.n_steps != 1):
+        least = 1 if self.n_steps is None else np.min(self.n_steps, initial=1)
+        if least < 1:
+            raise ValueError(f"a task needs at least one local step; got n_steps={least}")
+        if self.arrive_within_s is not None and (self.unit != "layer" or np.any(self.n_steps != 1)):
             raise ValueError("arrive_within_s is for one-step tasks that count layers: Task(n_steps=1, unit='layer')")
+        if self.subnetwork is not None and (self.unit != "step" or self.depth is not None or self.keeps_layers):
+            raise ValueError(
+                "a subnetwork trains all of its layers in whole steps; leave out depth, unit, pulls, pushes"
+            )
+        if self.subnetwork is None and np.any(self.rate != 1.0):
+            raise ValueError("rate belongs to a subnetwork: Task(subnetwork=Subnetwork(), rate=...)")
+
+    @property
+    def keeps_layers(self) -> bool:
+        """Whether devices keep layers of their own from one task to the next."""
+        return self.pulls is not None or self.pushes is not None
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.update, self.pulls, self.pushes, self.subnetwork)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is alike for all contributions that are aggregated together; see `Task`."""
+
+    update: Literal["descend", "accumulate"] = "descend"
+    pulls: LayerMask | None = None
+    pushes: LayerMask | None = None
+    subnetwork: Subnetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +215,7 @@ class Contributions(_Columns):
     n_steps: whole local steps, each over the task's `task_depth` output-most layers.
     partial_depth: layers (from the output) finished in the step after those; 0 where the task counts whole steps.
     n_samples: samples the device holds. arrived_s: when the upload's last byte reached the server.
+    terms: how their tasks were to be done. rate: of the sub-network; None without one.
     """
 
     device: IntArray
@@ -138,7 +227,12 @@ class Contributions(_Columns):
     n_samples: IntArray
     arrived_s: Array
     n_layers: int
-    update: Literal["descend", "accumulate"] = "descend"
+    terms: Terms = Terms()
+    rate: Array | None = None
+
+    @property
+    def update(self) -> Literal["descend", "accumulate"]:
+        return self.terms.update
 
     @property
     def depth(self) -> IntArray:
@@ -147,8 +241,9 @@ class Contributions(_Columns):
 
     @property
     def holds_layer(self) -> BoolArray:
-        """Whether the contribution holds an update of the layer, `[contribution, layer]`."""
-        return np.arange(self.n_layers) >= self.n_layers - self.depth[:, None]
+        """Whether the contribution brings an update of the layer, `[contribution, layer]`."""
+        trained = np.arange(self.n_layers) >= self.n_layers - self.depth[:, None]
+        return trained if self.terms.pushes is None else trained & np.asarray(self.terms.pushes)
 
     def rows_trained(self, plan: BatchPlan) -> tuple[IntArray, IntArray]:
         """Rows of the whole steps together, and of the unfinished step, `[contribution]` each."""
@@ -158,6 +253,10 @@ class Contributions(_Columns):
     def used_flops(self, shape: ModelShape, plan: BatchPlan) -> Array:
         """What the finished steps and layers cost their devices, `[contribution]`."""
         whole, partial = self.rows_trained(plan)
+        if self.rate is not None and self.terms.subnetwork is not None:
+            rates, which = np.unique(self.rate, return_inverse=True)
+            step_flops = [self.terms.subnetwork.of(shape, rate).step_flops[-1] for rate in rates.tolist()]
+            return np.asarray(whole * np.array(step_flops)[which])
         return whole * shape.step_flops[self.task_depth] + partial * shape.step_flops[self.partial_depth]
 
     def with_steps(self, at_least: int) -> Contributions:
@@ -225,8 +324,9 @@ class BatchPlan:
         return np.asarray(epochs * steps_per_epoch + np.minimum(rest // full, steps_per_epoch - 1)).astype(np.int64)
 
 
-Wanted = Literal["update_norm", "update_distance"]
-"""Per device and layer: the squared norm of its change, and its squared distance from the weighted sum of changes."""
+Wanted = Literal["update_norm", "update_distance", "change_norm"]
+"""Per device and layer the squared norm of its change, and its squared distance from the weighted sum of changes; and per
+layer the norm of what the global model moved, which a learner that trains always gives."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +338,7 @@ class AggregateRequest:
     kept_versions: besides the newest, the only versions that later requests can name (jobs under way pulled them); the
         learner may forget all others.
     wanted: statistics of the devices' updates that the report should carry.
+    is_per_element: of sub-networks, an element's sum is divided by the weights of those that hold the element.
     """
 
     contributions: Contributions
@@ -246,6 +347,7 @@ class AggregateRequest:
     version: int
     kept_versions: IntArray
     wanted: frozenset[Wanted] = frozenset()
+    is_per_element: bool = False
 
     @property
     def used(self) -> tuple[Contributions, Array]:
@@ -275,20 +377,27 @@ class AggregateReport:
     computed_flops: what the learner really computed; equals what the used contributions cost their devices, unless a
         kernel states its own count.
     statistics: what the request wanted.
+    change_norm: L2 norm of what the global model moved, `[layer]`; 0 where a layer kept its value, None from a learner
+        that trains nothing.
     """
 
     version: int
     is_finite: bool
     computed_flops: float
     statistics: LayerStatistics | None = None
+    change_norm: Array | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The global model on the evaluation rows."""
+    """The global model on the evaluation rows.
+
+    label_accuracy: of the rows of each label, `[label]`, NaN where there is no such row; None without classes.
+    """
 
     accuracy: float
     loss: float
+    label_accuracy: Array | None = None
 
 
 @dataclass(frozen=True)

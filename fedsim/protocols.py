@@ -122,6 +122,14 @@ class Setting(Protocol):
     def n_layers(self) -> int: ...
     @property
     def shape(self) -> ModelShape: ...
+    @property
+    def memory_bytes(self) -> Array | None:
+        """What each device has for training, `[device]`; None if the scenario does not say."""
+
+    @property
+    def batch_size(self) -> IntArray:
+        """Rows of a full step, `[device]`."""
+
     def expected_s(self, task: Task, devices: IntArray) -> Array:
         """Mean seconds of download, compute and upload of such a task, `[device]`; persistent factors are known."""
 
@@ -161,8 +169,11 @@ class Server(Setting, Protocol):
     def cancel(self, jobs: Jobs) -> None:
         """Discard what was not taken, arrived or not; the devices fall idle."""
 
-    def take(self, jobs: Jobs) -> Contributions:
-        """Those of the jobs whose upload has arrived by now; their devices fall idle."""
+    def take(self, jobs: Jobs, *, at_most: int | None = None) -> Contributions:
+        """Those of the jobs whose upload has arrived by now; their devices fall idle.
+
+        at_most: of several that have arrived, the first so many in the order of devices; the others stay to be taken.
+        """
 
     def collect(self, jobs: Jobs) -> Generator[Any, Any, Contributions]:
         """Wait until every job has arrived that was not cancelled or left empty-handed, then take them all."""
@@ -173,8 +184,11 @@ class Server(Setting, Protocol):
         weights: Array,
         *,
         base: Literal["from_start", "from_now"] = "from_start",
+        is_per_element: bool = False,
     ) -> AggregateReport:
         """Close a round: apply the weight table `[contribution, layer]`. No contributions: an empty round.
+
+        is_per_element: of sub-networks, an element's sum is divided by the weights of those that hold the element.
 
         What was taken since the last aggregate and is not among these contributions, or has only zero weights, is
         dropped for good.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -17,12 +17,14 @@ from typing import IO, Any
 import numpy as np
 
 from fedsim.evaluations import Evaluations, Grid
-from fedsim.facts import BoolArray, Evaluation, IntArray
+from fedsim.facts import Array, BoolArray, Evaluation, IntArray
 from fedsim.protocols import Learner
+from fedsim.speed_classes import SpeedClasses
 from fedsim.timing.book import ClosedJobs, ClosedRound
 
 SCHEMA_VERSION = 1
 _COSTS = ("uploaded_bytes", "downloaded_bytes", "device_flops")
+_WASTES = {"wasted_uploaded_bytes": "uploaded_bytes", "wasted_downloaded_bytes": "downloaded_bytes"}
 _TABLES = ("rounds", "layers", "evaluations")
 Table = dict[str, list[Any]]
 
@@ -42,7 +44,8 @@ class RunBook:
     """Keeps the tables of one run and says when it is over. Implements `fedsim.timing.book.Book`.
 
     grid: when the model is evaluated; None: never. at_targets: stop when every target has been sustained. journal: an
-    open text file that gets a line per round.
+    open text file that gets a line per round. speed: the classes of the fleet; None: all devices are alike.
+    label_shares: the label mixes of these, `[class, label]`.
     """
 
     learner: Learner
@@ -54,8 +57,11 @@ class RunBook:
     record_updates: bool = False
     on_progress: Callable[[Progress], None] = lambda _: None
     journal: IO[str] | None = None
+    speed: SpeedClasses | None = None
+    label_shares: Array | None = None
     rounds: Table = field(default_factory=dict)
     layers: Table = field(default_factory=dict)
+    classes: Table = field(default_factory=dict)
     _tasks: list[tuple[ClosedJobs, int, BoolArray]] = field(default_factory=list)
     _updates: list[dict[str, Any]] = field(default_factory=list)
     _unresolved: list[ClosedJobs] = field(default_factory=list)
@@ -64,7 +70,7 @@ class RunBook:
     n_closed: int = 0
 
     def __post_init__(self) -> None:
-        self._evaluations = Evaluations(self.learner, self.grid, self.horizon_s)
+        self._evaluations = Evaluations(self.learner, self.grid, self.horizon_s, self.label_shares)
 
     # ---- what the clock reports ---------------------------------------------------------------------------------
 
@@ -77,6 +83,7 @@ class RunBook:
 
     def round_closed(self, closed: ClosedRound) -> str | None:
         costs = self._resolve(closed.contributions.device, closed.contributions.ordinal)
+        staleness = self._version - closed.contributions.version
         self._version = closed.report.version
         _append(
             self.rounds,
@@ -89,16 +96,10 @@ class RunBook:
             **costs,
             used_flops=closed.used_flops,
             computed_flops=closed.report.computed_flops,
+            staleness_mean=float(staleness.mean()) if len(staleness) else np.nan,
+            staleness_max=int(staleness.max()) if len(staleness) else np.nan,
         )
-        held = closed.contributions.holds_layer.sum(axis=0)
-        for layer, (n_contributors, weight_sum) in enumerate(zip(held, closed.weights.sum(axis=0), strict=True)):
-            _append(
-                self.layers,
-                round=self.n_closed,
-                layer=layer,
-                n_contributors=int(n_contributors),
-                weight_sum=float(weight_sum),
-            )
+        self._record_layers_and_classes(closed)
         self._record_updates(closed)
         self.n_closed += 1
         self._evaluations.after_round(closed.end_s, self.n_closed, self._version, self._so_far())
@@ -108,6 +109,33 @@ class RunBook:
     def final(self) -> Evaluation | None:
         """The model that the run ended with, on all evaluation rows; None if nothing was trained."""
         return self._evaluations.final(self._version)
+
+    def _record_layers_and_classes(self, closed: ClosedRound) -> None:
+        used, held, n_layers = closed.contributions, closed.contributions.holds_layer, closed.contributions.n_layers
+        _extend(
+            self.layers,
+            round=[self.n_closed] * n_layers,
+            layer=range(n_layers),
+            n_contributors=held.sum(axis=0).tolist(),
+            weight_sum=closed.weights.sum(axis=0).tolist(),
+            change_norm=[np.nan] * n_layers
+            if closed.report.change_norm is None
+            else closed.report.change_norm.tolist(),
+        )
+        n_classes = 1 if self.speed is None else len(self.speed)
+        in_class = np.zeros(len(used), dtype=np.int64) if self.speed is None else self.speed.of_device[used.device]
+        n_parameters, weights = self.learner.shape.n_parameters, closed.weights
+        if len(weights) > len(used):  # rows of zeros belong to contributions that were not used
+            weights = weights[weights.any(axis=1)]
+        weight = np.where(held, weights, 0.0) @ (n_parameters / n_parameters.sum())
+        _extend(
+            self.classes,
+            round=[self.n_closed] * n_classes,
+            speed_class=range(n_classes),
+            n_used=np.bincount(in_class, minlength=n_classes).tolist(),
+            n_steps=np.bincount(in_class, weights=used.n_steps, minlength=n_classes).tolist(),
+            weight_sum=np.bincount(in_class, weights=weight, minlength=n_classes).tolist(),
+        )
 
     def _record_updates(self, closed: ClosedRound) -> None:
         found = closed.report.statistics
@@ -131,14 +159,18 @@ class RunBook:
         return {"round": self.n_closed, **self._totals}
 
     def _resolve(self, used_device: IntArray, used_ordinal: IntArray) -> dict[str, float]:
-        """Settle what became of the jobs closed since the last aggregate; returns their costs."""
-        costs = dict.fromkeys(_COSTS, 0.0)
-        used = _key(used_device, used_ordinal)
+        """Settle what became of the jobs closed since the last aggregate; returns their costs, and what was for nothing."""
+        costs = dict.fromkeys((*_COSTS, *_WASTES), 0.0)
+        used = np.sort(_key(used_device, used_ordinal), kind="stable")  # at no cost where it is sorted already
         for jobs in self._unresolved:
             for name in _COSTS:
                 costs[name] += float(getattr(jobs, name).sum())
+            is_used = _is_among(_key(jobs.device, jobs.ordinal), used)
+            if not is_used.all():
+                for name, of in _WASTES.items():
+                    costs[name] += float(getattr(jobs, of)[~is_used].sum())
             if self.record_tasks:
-                self._tasks.append((jobs, self.n_closed, np.isin(_key(jobs.device, jobs.ordinal), used)))
+                self._tasks.append((jobs, self.n_closed, is_used))
         self._unresolved.clear()
         for name in _COSTS:
             self._totals[name] += costs[name]
@@ -168,6 +200,7 @@ class RunBook:
         tables: dict[str, dict[str, Any]] = {
             "rounds": _typed(self.rounds, _ROUNDS),
             "layers": _typed(self.layers, _LAYERS),
+            "classes": _typed(self.classes, _CLASSES),
             "evaluations": _typed(self._evaluations.rows, _EVALUATIONS),
         }
         if self.record_updates:
@@ -202,10 +235,11 @@ _ROUNDS = {
     "version": "i8",
     "n_sent": "i8",
     "n_contributions": "i8",
-} | dict.fromkeys((*_COSTS, "used_flops", "computed_flops"), "f8")
-_LAYERS = {"round": "i8", "layer": "i8", "n_contributors": "i8", "weight_sum": "f8"}
-_EVALUATIONS = {"time_s": "f8", "version": "i8", "round": "i8", "accuracy": "f8", "loss": "f8"} | dict.fromkeys(
-    _COSTS, "f8"
+} | dict.fromkeys((*_COSTS, *_WASTES, "used_flops", "computed_flops", "staleness_mean", "staleness_max"), "f8")
+_LAYERS = {"round": "i8", "layer": "i8", "n_contributors": "i8", "weight_sum": "f8", "change_norm": "f8"}
+_CLASSES = {"round": "i8", "speed_class": "i8", "n_used": "i8", "n_steps": "i8", "weight_sum": "f8"}
+_EVALUATIONS = {"time_s": "f8", "version": "i8", "round": "i8"} | dict.fromkeys(
+    ("accuracy", "loss", "accuracy_slowest", "accuracy_fastest", *_COSTS), "f8"
 )
 _UPDATES = {"round": "i8", "device": "i8", "layer": "i8", "squared_norm": "f8", "squared_distance": "f8"}
 _TASKS = dict.fromkeys((f.name for f in fields(ClosedJobs)), "f8") | dict.fromkeys(
@@ -218,12 +252,25 @@ def _append(table: Table, **row: Any) -> None:
         table.setdefault(name, []).append(value)
 
 
+def _extend(table: Table, **columns: Iterable[float]) -> None:
+    """Several rows at once."""
+    for name, values in columns.items():
+        table.setdefault(name, []).extend(values)
+
+
 def _typed(table: Table, types: Mapping[str, str]) -> dict[str, Any]:
     return {name: np.asarray(table.get(name, []), dtype=kind) for name, kind in types.items()}
 
 
 def _key(device: IntArray, ordinal: IntArray) -> IntArray:
     return device << 32 | ordinal
+
+
+def _is_among(keys: IntArray, ascending: IntArray) -> BoolArray:
+    """Whether each key is one of these."""
+    if not len(ascending):
+        return np.zeros(len(keys), dtype=np.bool_)
+    return np.asarray(ascending[np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)] == keys)
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------------

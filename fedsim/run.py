@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any, get_args
@@ -18,13 +14,15 @@ import numpy as np
 
 from fedsim import expectations
 from fedsim.evaluations import Grid
-from fedsim.facts import AggregateRequest, BadInput, BatchPlan, Evaluation, ModelShape, Wanted
+from fedsim.facts import AggregateRequest, Array, BadInput, BatchPlan, ModelShape, Wanted
+from fedsim.manifest import of_final, of_learner, of_run
 from fedsim.protocols import CanLookAhead, HasFlatWeights, Learner, NoClosedForm
 from fedsim.real_time import TimedLearner
-from fedsim.records import SCHEMA_VERSION, Progress, RunBook
+from fedsim.records import Progress, RunBook
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.read import LoadedScenario
 from fedsim.scenario.schema import SeedSet
+from fedsim.speed_classes import SpeedClasses
 from fedsim.timing.ahead import requests_ahead
 from fedsim.timing.foresight import Foresight
 from fedsim.timing.server import SimServer
@@ -33,8 +31,6 @@ from fedsim.timing.weather import Weather
 from fedsim.training import shape_cache
 from fedsim.training.batches import plan_of
 from fedsim.training.dealing import Dealt, deal_out, with_subset_first
-
-_MACHINE = {"platform": platform.platform(), "python": platform.python_version()}
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,7 @@ def simulate(
     if isinstance(trainer, CanLookAhead):
         trainer.ahead = world.ahead(loaded, contender)
     learner = TimedLearner(trainer)
+    label_shares = world.label_shares() if scenario.train else None
     book = RunBook(
         learner=learner,
         grid=_grid(loaded, n_rows=len(world.dealt.data.test_labels)),
@@ -75,19 +72,25 @@ def simulate(
         record_updates=scenario.record_updates,
         on_progress=on_progress,
         journal=journal,
+        speed=world.speed,
+        label_shares=label_shares,
     )
     wanted: frozenset[Wanted] = frozenset({"update_norm", "update_distance"} if scenario.record_updates else ())
     server = SimServer(world.weather, learner, book, horizon_s=book.horizon_s, wanted=wanted)
     over = server.play(contender.policy)
     final, tables = book.final(), book.tables()
+    if scenario.record_tasks:
+        tables["devices"] = world.devices()
     real_s = {"setup": ready - began, "total": perf_counter() - ready}
-    manifest = _manifest(loaded, contender, seeds) | {
+    manifest = of_run(loaded, contender, seeds) | {
+        "sustain_s": sustain_s(loaded),
         "outcome": {"kind": over.kind, "reason": over.reason, "round": book.n_closed, "simulated_s": server.now_s},
-        "final": _final(final),
+        "final": of_final(final),
         "layers": world.layers(),
+        "speed_classes": world.speed_classes(label_shares),
         "real_s": real_s | {"training": learner.training_s, "evaluation": learner.evaluation_s},
     }
-    return RunResult(tables, manifest | _of_learner(learner), closed_forms)
+    return RunResult(tables, manifest | of_learner(learner), closed_forms)
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class World:
             contender.server_optimizer,
             data_seed=seeds.of("data"),
             initial_weights=loaded.scenario.model.initial_weights,
+            model=loaded.model,
         )
 
     def closed_forms(self, loaded: LoadedScenario, contender: Contender, trainer: Learner) -> list[dict[str, Any]]:
@@ -184,6 +188,34 @@ class World:
             return [*found, {"quantity": "loss", "unit": "1", "no_closed_form": str(reason)}]
         horizon_s = stop.simulated_s or np.inf
         return [*found, expectations.losses(contender, self.weather, problem, stop.n_rounds, horizon_s)]
+
+    @cached_property
+    def speed(self) -> SpeedClasses:
+        """The same for every policy: by the seconds of a step over equally many rows, whatever batches a policy has."""
+        one_row = BatchPlan(np.ones(self.weather.fleet.n_devices, dtype=np.int64), None)
+        return SpeedClasses.of(replace(self.weather, plan=one_row).unit_s)
+
+    def label_shares(self) -> Array | None:
+        """Label mixes of the speed classes, `[class, label]`; None where there is but one class."""
+        if len(self.speed) < 2:
+            return None
+        return self.speed.label_shares(self.dealt.samples, self.dealt.data.train_labels, self.dealt.data.n_classes)
+
+    def devices(self) -> dict[str, Any]:
+        """The table of that name."""
+        columns = {"device": np.arange(self.weather.fleet.n_devices), "unit_s": self.weather.unit_s}
+        return columns | {"speed_class": self.speed.of_device, "n_samples": self.weather.plan.n_samples}
+
+    def speed_classes(self, label_shares: Array | None) -> list[dict[str, Any]]:
+        n_devices, n_samples = self.speed.n_devices, self.speed.sums(self.weather.plan.n_samples)
+        columns: dict[str, list[Any]] = {
+            "name": list(self.speed.names),
+            "unit_s": (self.speed.sums(self.weather.unit_s) / n_devices).tolist(),
+            "n_devices": n_devices.tolist(),
+            "samples_share": (n_samples / n_samples.sum()).tolist(),
+            "label_share": [None] * len(self.speed) if label_shares is None else label_shares.tolist(),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def layers(self) -> list[dict[str, Any]]:
         columns = zip(self.shape.layer_names, self.shape.n_parameters, self.shape.parameter_bytes, strict=True)
@@ -235,80 +267,3 @@ def _grid(loaded: LoadedScenario, n_rows: int) -> Grid | None:
     # A subset that holds every row is no subset: then the last evaluation is also the final one.
     subset = None if settings.n_rows is None or settings.n_rows >= n_rows else settings.n_rows
     return Grid(step_s, subset, settings.targets, sustain_s(loaded) or 0.0, settings.every_n_rounds)
-
-
-# ---- what a run says of itself --------------------------------------------------------------------------------------
-
-
-def _final(final: Evaluation | None) -> dict[str, Any] | None:
-    if final is None:
-        return None
-    return {name: value if np.isfinite(value) else None for name, value in asdict(final).items()}
-
-
-def _of_learner(learner: Any) -> dict[str, Any]:
-    """What a learner tells of its own accord. A note says what departed from the plan: one that begins with "fallback:"
-    by a rule that holds on every machine, any other one because of this machine, which then decides about bytes.
-    """
-    notes = list(getattr(learner, "notes", []))
-    return {
-        "kernels": getattr(learner, "kernels", {}),
-        "machine": _MACHINE | {"torch": getattr(learner, "machine", {})},
-        "notes": notes,
-        "byte_reproducible": all(note.startswith("fallback:") for note in notes),
-    }
-
-
-# ---- what identifies a run ------------------------------------------------------------------------------------------
-
-
-def _manifest(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> dict[str, Any]:
-    position = loaded.contenders.index(contender)
-    resolved = loaded.resolved()
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "scenario": resolved,
-        "policy": {"kind": contender.kind, "label": contender.label, "parameters": resolved["policies"][position]},
-        "position": position,
-        "seed": seeds.seed,
-        "seeds": {purpose: seeds.of(purpose) for purpose in ("init", "data", "fleet", "clock")},
-        "grid_step_s": loaded.scenario.grid_step_s,
-        "sustain_s": sustain_s(loaded),
-        "versions": {name: _version(name) for name in ("fedsim-clock", "torch", "numpy", "scipy", "simpy")},
-        "fingerprint": fingerprint(loaded, contender, seeds),
-    }
-
-
-def fingerprint(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> str:
-    """A digest of everything that decides this run: the scenario without the other policies and seeds, the files that it
-    names, code that is not fedsim's own, and fedsim's version.
-    """
-    resolved = loaded.resolved()
-    own = resolved["policies"][loaded.contenders.index(contender)]
-    purposes = [seeds.of(purpose) for purpose in ("init", "data", "fleet", "clock")]
-    decides = {**resolved, "policies": [own], "seeds": purposes, "fedsim": _version("fedsim-clock")}
-    decides["files"] = [_digest(file) for file in _deciding_files(loaded, contender)]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _deciding_files(loaded: LoadedScenario, contender: Contender) -> list[str]:
-    settings = loaded.scenario.data
-    named = [settings.split_file, loaded.scenario.model.initial_weights, getattr(settings.partition, "path", None)]
-    items = [contender.policy, *([loaded.model, loaded.data] if loaded.scenario.train else [])]
-    for item in items:
-        code = getattr(item, "function", type(item))
-        if not code.__module__.startswith("fedsim."):
-            with suppress(TypeError, OSError):  # made in a notebook: there is no file to look at
-                named.append(inspect.getsourcefile(code))
-    return [file for file in named if file is not None]
-
-
-def _digest(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else "absent"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

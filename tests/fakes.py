@@ -14,7 +14,17 @@ from math import inf
 
 import numpy as np
 
-from fedsim.facts import AggregateReport, AggregateRequest, BatchPlan, Contributions, Jobs, ModelShape, Task
+from fedsim.facts import (
+    AggregateReport,
+    AggregateRequest,
+    BatchPlan,
+    Contributions,
+    Jobs,
+    LayerStatistics,
+    ModelShape,
+    Task,
+    Terms,
+)
 from fedsim.protocols import AnyOf, Arrivals, Elapsed, Steps, TotalSteps
 from fedsim.records import RunBook
 from fedsim.timing.fleet import Compute, Fleet, Link
@@ -24,11 +34,19 @@ from fedsim.timing.weather import Weather
 MOST_VERBS_WITHOUT_TIME = 1_000
 
 
-def equal_layers(n_layers):
-    """A model whose layers cost the same and weigh nothing: depth d of a step is reached after d / n_layers of it."""
-    ones, zeros = np.ones(n_layers), np.zeros(n_layers)
+def equal_layers(n_layers, rate=1.0):
+    """A model whose layers cost the same and weigh nothing: depth d of a step is reached after d / n_layers of it.
+
+    Narrowed to a rate, each layer costs that share of the whole one.
+    """
+    costs, zeros = np.full(n_layers, rate), np.zeros(n_layers)
     none = np.zeros(n_layers, dtype=np.int64)
-    return ModelShape(tuple(f"layer{i}" for i in range(n_layers)), none + 1, none, zeros, ones, zeros, none + 1)
+    names = tuple(f"layer{i}" for i in range(n_layers))
+
+    def narrower(rate, convolutions):
+        return equal_layers(n_layers, rate)
+
+    return ModelShape(names, none + 1, none, zeros, costs, zeros, none + 1, none + 1, narrower)
 
 
 class FakeLearner:
@@ -39,6 +57,7 @@ class FakeLearner:
         self.shape = equal_layers(n_layers)
         self.models = {0: [0.0] * n_layers}
         self.newest = 0
+        self.own = {}  # of each device after its last task: every layer's value, and what it was when last pulled
         self.requests = []
 
     @property
@@ -46,21 +65,33 @@ class FakeLearner:
         return self.models[self.newest]
 
     def local_change(self, contributions, k):
-        """What contribution `k` changed since the model it pulled, `[layer]`."""
+        """What contribution `k` changed since it last pulled the layer, `[layer]`."""
+        device, pulls = int(contributions.device[k]), contributions.terms.pulls
         start = self.models[int(contributions.version[k])]  # KeyError: a version that was said not to be needed again
+        pulled = start
+        if pulls is not None:
+            had, had_pulled = self.own[device]
+            start = [new if is_new else old for new, old, is_new in zip(pulled, had, pulls, strict=True)]
+            pulled = [new if is_new else old for new, old, is_new in zip(pulled, had_pulled, pulls, strict=True)]
         own = list(start)
         n_steps, partial = int(contributions.n_steps[k]), int(contributions.partial_depth[k])
         for depth in [int(contributions.task_depth[k])] * n_steps + [partial]:
             for layer in range(len(own) - depth, len(own)):
                 at = own[layer] if contributions.update == "descend" else start[layer]
-                own[layer] -= self.learning_rate * (self.slope[int(contributions.device[k])] + self.curvature * at)
-        return [after - before for after, before in zip(own, start, strict=True)]
+                own[layer] -= self.learning_rate * (self.slope[device] + self.curvature * at)
+        self.own[device] = own, pulled
+        return [after - before for after, before in zip(own, pulled, strict=True)]
 
     def aggregate(self, request: AggregateRequest) -> AggregateReport:
         contributions, weights = request.contributions, request.weights.tolist()
-        new = list(self.model)
+        if request.is_per_element:  # a layer is one number, so that everybody holds it
+            sums = [sum(column) for column in zip(*weights, strict=True)]
+            weights = [[w / total for w, total in zip(row, sums, strict=True)] for row in weights]
+        before = self.model
+        new, deltas = list(before), []
         for k in range(len(contributions)):
             delta = self.local_change(contributions, k)
+            deltas.append(delta)
             if request.base == "from_now":
                 start = self.models[int(contributions.version[k])]
                 delta = [d + s - now for d, s, now in zip(delta, start, self.model, strict=True)]
@@ -80,7 +111,13 @@ class FakeLearner:
                 new,
             )
         )
-        return AggregateReport(self.newest, bool(np.isfinite(new).all()), computed_flops=0.0)
+        moved = np.abs(np.subtract(new, before))  # a layer is one number
+        is_finite, statistics = bool(np.isfinite(new).all()), None
+        if request.wanted:
+            delta, held = np.reshape(deltas, (-1, len(new))), contributions.holds_layer
+            distance = np.where(held, (delta - np.subtract(new, before)) ** 2, 0.0)
+            statistics = LayerStatistics(contributions.device, np.where(held, delta**2, 0.0), distance)
+        return AggregateReport(self.newest, is_finite, computed_flops=0.0, statistics=statistics, change_norm=moved)
 
     def evaluate(self, n_rows=None):
         return None
@@ -97,7 +134,9 @@ class _Job:
     version: int
     start_s: float
     task: Task
+    cap: float  # local steps; infinite if only a stop ends it
     depth: int
+    rate: float  # of the sub-network
     stop_s: float | None = None  # offset
     finish_s: float = inf  # offsets from start_s
     arrive_s: float = inf
@@ -128,6 +167,7 @@ class FakeServer:
         self.live: dict[int, _Job] = {}
         self.n_tasks = [0] * len(self.step_s)
         self.n_verbs = 0
+        self.wanted = frozenset()  # statistics of updates
         self.closed: list[tuple[int, int, str]] = []
 
     # ---- facts ------------------------------------------------------------------------------------------------------
@@ -144,9 +184,19 @@ class FakeServer:
     def n_layers(self):
         return self.shape.n_layers
 
+    @property
+    def memory_bytes(self):
+        return None
+
+    @property
+    def batch_size(self):
+        return np.array(self.n_samples or [1] * self.n_devices, dtype=np.int64)
+
     def expected_compute_s(self, task, devices):
         depth = self.n_layers if task.depth is None else task.depth
-        return np.array([self.step_s[d] * (depth / self.n_layers) * (task.n_steps or 1) for d in devices])
+        n_steps = np.broadcast_to(1 if task.n_steps is None else task.n_steps, len(devices))
+        cost = np.broadcast_to(depth / self.n_layers * np.asarray(task.rate), len(devices))
+        return np.array([self.step_s[d] * c * n for d, c, n in zip(devices, cost, n_steps, strict=True)])
 
     def expected_s(self, task, devices):
         return self.expected_compute_s(task, devices) + self.upload_s
@@ -163,23 +213,22 @@ class FakeServer:
 
     def _done(self, job, elapsed_s):
         """Whole steps and layers of the next one, so many seconds after the job's start."""
-        cap = inf if job.task.n_steps is None else job.task.n_steps
-        step_s, end_s, n_steps, partial = self.step_s[job.device], 0.0, 0, 0
-        while n_steps < cap and end_s + step_s * (job.depth / self.n_layers) <= elapsed_s:
+        step_s, end_s, n_steps, partial = self.step_s[job.device] * job.rate, 0.0, 0, 0
+        while n_steps < job.cap and end_s + step_s * (job.depth / self.n_layers) <= elapsed_s:
             end_s += step_s * (job.depth / self.n_layers)
             n_steps += 1
-        if job.task.unit == "layer" and n_steps < cap:
+        if job.task.unit == "layer" and n_steps < job.cap:
             while partial < job.depth and end_s + step_s * ((partial + 1) / self.n_layers) <= elapsed_s:
                 partial += 1
         return n_steps, partial
 
     def _step_end_s(self, job, n_steps):
         """Offset of the end of the job's `n_steps`-th step."""
-        if job.task.n_steps is not None and n_steps > job.task.n_steps:
+        if n_steps > job.cap:
             return inf
         end_s = 0.0
         for _ in range(n_steps):
-            end_s += self.step_s[job.device] * (job.depth / self.n_layers)
+            end_s += self.step_s[job.device] * (job.depth / self.n_layers) * job.rate
         return end_s
 
     def _finish(self, job, offset_s, n_steps, partial):
@@ -227,11 +276,13 @@ class FakeServer:
                 raise ValueError(f"device {device} is busy")
         for i, device in enumerate(asked):
             depth = self.n_layers if task.depth is None else int(np.broadcast_to(task.depth, len(devices))[i])
-            job = _Job(device, self.n_tasks[device], self.version, self.now_s, task, depth)
+            cap = inf if task.n_steps is None else int(np.broadcast_to(task.n_steps, len(devices))[i])
+            rate = float(np.broadcast_to(task.rate, len(devices))[i])
+            job = _Job(device, self.n_tasks[device], self.version, self.now_s, task, cap, depth, rate)
             if task.arrive_within_s is not None:
                 self._finish_in_time(job, task.arrive_within_s)
             elif task.n_steps is not None:
-                self._finish(job, self._step_end_s(job, task.n_steps), task.n_steps, 0)
+                self._finish(job, self._step_end_s(job, cap), cap, 0)
             self.n_tasks[device] += 1
             self.live[device] = job
             sent.append(job)
@@ -255,9 +306,9 @@ class FakeServer:
         for job in self._jobs(jobs):
             self._close(job, "cancelled")
 
-    def take(self, jobs):
+    def take(self, jobs, *, at_most=None):
         self._verb()
-        here = [job for job in self._jobs(jobs) if job.start_s + job.arrive_s <= self.now_s]
+        here = [job for job in self._jobs(jobs) if job.start_s + job.arrive_s <= self.now_s][:at_most]
         for job in here:
             self._close(job, "taken")
         samples = self.n_samples or [1] * self.n_devices
@@ -275,15 +326,17 @@ class FakeServer:
             n_samples=column(samples[job.device] for job in here),
             arrived_s=np.array([job.start_s + job.arrive_s for job in here], dtype=float),
             n_layers=self.n_layers,
-            update=here[0].task.update if here else "descend",
+            terms=here[0].task.terms if here else Terms(),
+            rate=np.array([job.rate for job in here]) if here and here[0].task.subnetwork else None,
         )
 
-    def aggregate(self, contributions, weights, *, base="from_start"):
+    def aggregate(self, contributions, weights, *, base="from_start", is_per_element=False):
         self._verb()
         if weights.shape != (len(contributions), self.n_layers):
             raise ValueError(f"weights are {weights.shape}")
         kept = np.array([job.version for job in self.live.values()], dtype=np.int64)
-        report = self.learner.aggregate(AggregateRequest(contributions, weights, base, self.version, kept))
+        request = AggregateRequest(contributions, weights, base, self.version, kept, self.wanted, is_per_element)
+        report = self.learner.aggregate(request)
         self.version = report.version
         keys = zip(contributions.device.tolist(), contributions.ordinal.tolist(), strict=True)
         self._settle({key for key, row in zip(keys, weights.tolist(), strict=True) if any(row)})
@@ -339,6 +392,7 @@ class FakeServer:
 
     def play(self, policy):
         """Tell the whole story; returns how it ended: "finished", "diverged" or "stalled"."""
+        self.wanted = getattr(policy, "feedback", frozenset())
         try:
             for _ in policy.rounds(self):
                 pass

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim import weights
-from fedsim.facts import AggregateRequest, Contributions, LabelledData
+from fedsim.facts import AggregateRequest, Contributions, LabelledData, Terms
 from fedsim.models.cnn import Cnn
 from fedsim.models.mlp import Mlp
 from fedsim.models.resnet20 import Resnet20
@@ -35,8 +35,20 @@ class Bench:
     def n_layers(self) -> int:
         return self.learner.shape.n_layers
 
-    def work(self, device, *, n_steps=0, partial_depth=0, task_depth=None, version=0, update="descend"):
-        """One column per contribution; `device` may repeat with another ordinal."""
+    def work(
+        self,
+        device,
+        *,
+        n_steps=0,
+        partial_depth=0,
+        task_depth=None,
+        version=0,
+        ordinal=None,
+        update="descend",
+        rate=None,
+        **terms,
+    ):
+        """One column per contribution; `device` may repeat with another ordinal. terms: further ones."""
         device = np.asarray(device, dtype=np.int64)
 
         def column(value):
@@ -44,7 +56,7 @@ class Bench:
 
         return Contributions(
             device=device,
-            ordinal=np.arange(len(device)),
+            ordinal=np.arange(len(device)) if ordinal is None else column(ordinal),
             version=column(version),
             n_steps=column(n_steps),
             partial_depth=column(partial_depth),
@@ -52,13 +64,14 @@ class Bench:
             n_samples=np.array(SIZES)[device],
             arrived_s=np.zeros(len(device)),
             n_layers=self.n_layers,
-            update=update,
+            terms=Terms(update, **terms),
+            rate=None if rate is None else np.broadcast_to(np.float64(rate), device.shape).copy(),
         )
 
-    def aggregate(self, contributions, table=None, *, version=0, kept=(), base="from_start"):
+    def aggregate(self, contributions, table=None, *, version=0, kept=(), base="from_start", **asked):
         table = weights.layer_mean(contributions) if table is None else table
         kept_versions = np.array(kept, dtype=np.int64)
-        return self.learner.aggregate(AggregateRequest(contributions, table, base, version, kept_versions))
+        return self.learner.aggregate(AggregateRequest(contributions, table, base, version, kept_versions, **asked))
 
     @property
     def values(self):
@@ -88,6 +101,7 @@ def bench(model="mlp", engine="auto", server_optimizer=None, **training):
         settings,
         server_optimizer,
         data_seed=5,
+        model=item,
     )
     return Bench(learner, plan)
 

@@ -76,6 +76,48 @@ def write_run(
     return folder
 
 
+def add_classes(
+    folder: Path,
+    n_used: Sequence[Sequence[int]],
+    *,
+    n_steps: Sequence[Sequence[int]] | None = None,
+    weight_sum: Sequence[Sequence[float]] | None = None,
+    n_devices: Sequence[int] = (2, 2),
+    names: Sequence[str] = ("fastest", "slowest"),
+    label_share: Sequence[Sequence[float]] | None = None,
+    label_accuracy: Sequence[float | None] | None = None,
+    change_norm: Sequence[float] = (0.6, 0.2),
+    staleness: float = 0.0,
+    wasted_bytes: float = 25.0,
+) -> Path:
+    """Give a run what newer ones have: `n_used[round][class]`; steps and weights are the same if left out.
+
+    A class's step takes 1, 2, ... s; change_norm: of each layer in every round. Returns the folder.
+    """
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["speed_classes"] = [
+        {
+            "name": name,
+            "unit_s": i + 1.0,
+            "n_devices": n_devices[i],
+            "samples_share": n_devices[i] / sum(n_devices),
+            "label_share": None if label_share is None else list(label_share[i]),
+        }
+        for i, name in enumerate(names)
+    ]
+    final = {"accuracy": 0.5, "loss": 1.0, "label_accuracy": label_accuracy and list(label_accuracy)}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"final": final}), encoding="utf-8")
+    index = pd.MultiIndex.from_product([range(len(n_used)), range(len(names))], names=["round", "speed_class"])
+    counts = {"n_used": n_used, "n_steps": n_steps or n_used, "weight_sum": weight_sum or n_used}
+    columns = {name: [value for row in rows for value in row] for name, rows in counts.items()}
+    pd.DataFrame(columns, index=index).reset_index().to_parquet(folder / "classes.parquet")
+    rounds, layers = (pd.read_parquet(folder / f"{name}.parquet") for name in ("rounds", "layers"))
+    waste = {"wasted_uploaded_bytes": wasted_bytes, "wasted_downloaded_bytes": 2 * wasted_bytes}
+    rounds.assign(staleness_mean=staleness, staleness_max=staleness, **waste).to_parquet(folder / "rounds.parquet")
+    layers.assign(change_norm=[change_norm[layer] for layer in layers["layer"]]).to_parquet(folder / "layers.parquet")
+    return folder
+
+
 def climb(reached_at: int | None, n_points: int = 61, target: float = 0.9) -> list[float]:
     """An accuracy that rises in a straight line to `target` at evaluation `reached_at` and stays; None: halfway only."""
     if reached_at is None:

@@ -21,7 +21,7 @@ from fedsim.statistics.agreement import FAMILY_ERROR, Sample
 class Compared:
     """One quantity of one policy.
 
-    variant: of the scenario. n: independent rounds, or runs. standard_error: of the simulated mean; 0 where nothing
+    variant: of the scenario. n: rounds (they, or their cycles, are independent), or runs. standard_error: of the simulated mean; 0 where nothing
     varies. z: distance in standard errors, or what is as unlikely on a normal scale; None where nothing varies.
     detectable_share: relative error of the mean that would be refused. no_closed_form: why there is nothing to compare.
     """

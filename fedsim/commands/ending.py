@@ -5,17 +5,18 @@ real time went, and what a run has to say of itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from fedsim.dashboard.tables import speed_up_words
+from fedsim.dashboard.tables import labels_best_first, speed_up_words
 from fedsim.statistics.comparison import compare_targets, headline
 from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
-from fedsim.statistics.sentences import not_within, without_targets
-from fedsim.statistics.summary import summarise
+from fedsim.statistics.sentences import not_within, place_words, without_targets
+from fedsim.statistics.summary import summarise, summary
 from fedsim.statistics.words import format_bytes, format_s, format_share, plural
 
 
@@ -25,7 +26,9 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
     first = headline(comparisons)
     labels = [r.label for r in first.results] if first else list(dict.fromkeys(run.label for run in runs))
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("policy", overflow="fold")
+    if first is not None:
+        table.add_column("place", justify="right", no_wrap=True)
+    table.add_column("policy", overflow="fold", min_width=_policy_width(labels))
     for comparison in comparisons:
         table.add_column(f"{format_share(comparison.target)} after", justify="right")
     if first is not None and first.reference is not None:
@@ -33,13 +36,57 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
     for name in ("accuracy", "rounds", "up", "used"):
         table.add_column(name, justify="right", no_wrap=True)
     for label in labels:
-        table.add_row(
-            escape(label), *(_time(c.of(label)) for c in comparisons), *_sooner(label, first), *_costs(label, runs)
-        )
+        place = [place_words(first.place(label))] if first is not None else []
+        times = [_time(c.of(label)) for c in comparisons]
+        table.add_row(*place, escape(label), *times, *_sooner(label, first), *_costs(label, runs))
     if first is not None:
-        return table, first.sentence
+        return table, f"{first.sentence} {first.ranking}".strip()
     all_said = [] if all(run.evaluations.empty for run in runs) else compare_targets(runs)
     return table, all_said[0].sentence if all_said else without_targets(runs)
+
+
+def heard(runs: Sequence[Run]) -> Table | None:
+    """What stands behind the accuracies, in the order of `ending`, medians over seeds: who was heard (where devices are slow
+    or fast for good), how far a version moves the layers (where something was trained), and bytes for nothing; None if
+    there is neither of the first two.
+    """
+    rows = summary(runs)
+    has_classes = any(len(row["update_share"]) > 1 for row in rows)
+    has_steps = any(_shares(row) for row in rows)
+    if not (has_classes or has_steps):
+        return None
+    labels = labels_best_first(runs, headline([c for c in compare_targets(runs) if c.results]))
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("policy", overflow="fold", min_width=_policy_width(labels))
+    names = ["updates from the slowest", "accuracy on their labels", "on the fastest's"] if has_classes else []
+    names += ["step, share of the largest"] if has_steps else []
+    for name in (*names, "up wasted", "down wasted"):
+        table.add_column(name, justify="right")
+    for label in labels:
+        own = [row for row in rows if row["policy"] == label]
+        cells = [_median([row[of].get(name) for row in own]) for of, name in _OF_CLASSES] if has_classes else []
+        shares = [share for row in own for share in _shares(row)]
+        cells += [f"{min(shares):.2f}-{max(shares):.2f}" if shares else ""] if has_steps else []
+        cells += [_median([_wasted_share(row, of) for row in own]) for of in ("uploaded_bytes", "downloaded_bytes")]
+        table.add_row(escape(label), *cells)
+    return table
+
+
+_OF_CLASSES = (("update_share", "slowest"), ("mix_accuracy", "slowest"), ("mix_accuracy", "fastest"))
+
+
+def _wasted_share(row: dict[str, Any], of: str) -> float | None:
+    wasted = row[f"wasted_{of}"]
+    return None if wasted is None or not row[of] else wasted / row[of]
+
+
+def _shares(row: dict[str, Any]) -> list[float]:
+    return [share for share in row["effective_step_share"].values() if share is not None]
+
+
+def _median(shares: Sequence[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    return format_share(float(np.median(known))) if known else ""
 
 
 def real_time(runs: Sequence[Run]) -> str | None:
@@ -99,3 +146,8 @@ def _sooner(label: str, first: Comparison | None) -> list[str]:
         return []
     result = first.of(label)
     return ["1" if label == first.reference else speed_up_words(result.speed_up if result else None)]
+
+
+def _policy_width(labels: Sequence[str]) -> int:
+    """Columns for names that are short; long ones are folded."""
+    return min(20, max(map(len, labels)))

@@ -89,7 +89,7 @@ def plan(loaded: LoadedScenario) -> list[Curve]:
 
 def _settings(contender: Contender) -> list[str]:
     stated = {f.name: getattr(contender.policy, f.name) for f in fields(contender.policy)}  # type: ignore[arg-type]
-    return [name for name in SETTINGS if stated.get(name) is not None]
+    return [name for name in SETTINGS if isinstance(stated.get(name), int | float)]
 
 
 def _of_setting(contender: Contender, name: str, fleet: Fleet) -> Curve:

@@ -2,7 +2,8 @@
 
 A comparison is made on independent rounds of one fleet, conditional on that fleet's persistent factors. How many rounds
 are played follows from the closed forms' own variances, before anything is compared, so that a mean off by 1 % would be
-found. A scenario that trains is also compared by its losses (`validate_training.py`).
+found. Rounds of a server that never waits depend on one another: their means in the long run are compared by those of
+batches (`fedsim.statistics.agreement`). A scenario that trains is also compared by its losses (`validate_training.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from scipy import stats
 from fedsim.commands.comparing import Compared, compared, judged, short
 from fedsim.commands.validate_training import N_REPLICAS, compare_training
 from fedsim.expectations import expected
-from fedsim.facts import Array
+from fedsim.facts import Array, IntArray
 from fedsim.run import World, located
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.read import LoadedScenario
-from fedsim.statistics.agreement import FAMILY_ERROR
+from fedsim.statistics.agreement import FAMILY_ERROR, batch_means, in_cycles, rounds_to_settle
 from fedsim.theory.fleet import Expectation
 from fedsim.timing.book import ClosedJobs, ClosedRound
 from fedsim.timing.server import SimServer
@@ -92,7 +93,13 @@ def _of_rounds(world: World, contender: Contender, found: Sequence[Expectation],
     tally = play(world, contender, n_rounds)
     if tally.n_closed < n_rounds:
         return [short(label, n_rounds, tally.n_closed)]
-    return [row for one in found for row in comparisons(label, one, tally)]
+    settled = _settled_after(found)
+    return [row for one in found for row in comparisons(label, one, tally, settled) if one is not settled]
+
+
+def _settled_after(found: Iterable[Expectation]) -> Expectation | None:
+    """After how many rounds the start is forgotten, where rounds depend on one another; else None."""
+    return next((one for one in found if one.quantity == "settled_after"), None)
 
 
 def _without(row: Compared, one: Expectation) -> Compared:
@@ -103,13 +110,17 @@ def rounds_needed(found: Iterable[Expectation]) -> int:
     """Rounds after which a mean that is off by 1 % would be refused, from the closed forms' variances."""
     threshold = float(stats.norm.isf(FAMILY_ERROR / _PLANNED_COMPARISONS / 2))
     found = list(found)
-    if not any(one.variance != 0.0 for one in found if one.mean is not None):
-        return _FIXED_ROUNDS  # nothing varies
-    most = float(LEAST_ROUNDS)
+    is_fixed = not any(one.variance != 0.0 for one in found if one.mean is not None)
+    most = float(_FIXED_ROUNDS if is_fixed else LEAST_ROUNDS)
     for one in found:
         if one.mean and one.variance and one.unit in _MEANS and one.device is None:
             most = max(most, one.variance * (threshold / (DETECTABLE_SHARE * one.mean)) ** 2)
-    return int(min(np.ceil(most), MOST_ROUNDS))
+    if (settled := _settled_after(found)) is not None:
+        # Nobody waits: each upload takes as long to play as a round does elsewhere.
+        n_uploads = next((one.mean or 1.0 for one in found if one.quantity == "n_contributions"), 1.0)
+        most = min(max(most, rounds_to_settle(int(settled.mean or 0))), MOST_ROUNDS // n_uploads)
+    cycle = max((one.period for one in found), default=1)
+    return int(np.ceil(min(most, MOST_ROUNDS) / cycle)) * cycle
 
 
 # ---- rounds ---------------------------------------------------------------------------------------------------------
@@ -128,6 +139,8 @@ class Tally:
     weight_sum: Array = field(init=False)
     n_steps: Array = field(init=False)
     participation: Array = field(init=False)
+    n_begun: IntArray = field(init=False)  # jobs that pulled this version
+    n_ended: IntArray = field(init=False)  # jobs that were over when this round closed
 
     def __post_init__(self) -> None:
         names = (
@@ -146,10 +159,13 @@ class Tally:
         n_kept = self.n_devices if self.n_devices <= _MOST_DEVICES else 0  # a matrix of a million devices fits nowhere
         self.n_steps = np.zeros((self.n_rounds, n_kept), dtype=np.float32)
         self.participation = np.zeros((self.n_rounds, n_kept), dtype=bool)
+        self.n_begun, self.n_ended = np.zeros((2, self.n_rounds + 1), dtype=np.int64)
 
     def before_change(self, now_s: float) -> None: ...
 
     def jobs_closed(self, jobs: ClosedJobs) -> None:
+        np.add.at(self.n_begun, jobs.version, 1)
+        self.n_ended[self.n_closed] += len(jobs.version)
         if self.n_closed == self.n_rounds:
             return  # under way when the last round closed
         now = self.n_closed
@@ -189,6 +205,7 @@ class Tally:
             by_device = {"n_steps": self.n_steps, "participation": self.participation}[one.quantity]
             return np.asarray(by_device[:, device], dtype=np.float64) if by_device.size else None
         derived: dict[str, Callable[[], Array]] = {
+            "staleness": lambda: np.cumsum(self.n_begun - self.n_ended)[:-1] / n,  # see statistics/agreement.py
             "is_empty": lambda: np.equal(n, 0.0),
             "inverse_n_contributions": lambda: np.divide(1.0, n, out=np.zeros(len(n)), where=n > 0),
             "n_steps": lambda: self.rounds["n_steps"] / self.rounds["n_sent"],
@@ -208,23 +225,33 @@ def play(world: World, contender: Contender, n_rounds: int) -> Tally:
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def comparisons(label: str, one: Expectation, tally: Tally) -> Iterator[Compared]:
-    """The mean of a quantity, the spread of a count or a time, and points of a time's cdf."""
+def comparisons(label: str, one: Expectation, tally: Tally, settled: Expectation | None = None) -> Iterator[Compared]:
+    """The mean of a quantity, the spread of a count or a time, and points of a time's cdf.
+
+    settled: the rounds that remember the start, where a mean without a variance is that of the long run.
+    """
     row = Compared(label, one.quantity, one.unit, n=tally.n_rounds, layer=one.layer, device=one.device)
-    values = tally.values(one)
-    if one.mean is None or values is None:
+    by_round = tally.values(one)
+    if one.mean is None or by_round is None:
         yield _without(row, one)
+        return
+    values = in_cycles(by_round, one.period)  # rounds of one cycle depend on each other
+    if not len(values):
+        yield replace(row, no_closed_form=f"needs a whole cycle of {one.period} rounds; got {tally.n_rounds}")
+        return
+    if settled is not None and one.variance is None:
+        yield _in_the_long_run(replace(row, n=tally.n_rounds), one.mean, by_round, settled)
         return
     if one.time is not None and one.variance is None:
         reason = "needs a finite variance; a mean over rounds would not settle"
         yield replace(row, expected=one.mean, no_closed_form=reason)
     else:
-        yield compared(row, values, one.mean, one.variance)
+        yield compared(row, values, one.mean, None if one.variance is None else one.variance / one.period)
     # A spread that comes from hardly any round cannot be estimated from the others.
-    is_seen = bool(one.variance) and values.std() > 0.1 * np.sqrt(one.variance or 0.0)
+    is_seen = bool(one.variance) and values.std() > 0.1 * np.sqrt((one.variance or 0.0) / one.period)
     if is_seen and one.variance and one.unit in ("s", "devices") and one.device is None:
         squared = replace(row, quantity=f"{one.quantity} variance", unit=f"{one.unit}^2")
-        yield compared(squared, (values - one.mean) ** 2, one.variance)
+        yield compared(squared, one.period * (values - one.mean) ** 2, one.variance)
     if one.time is None or one.variance == 0.0:
         return
     for p in _QUARTILES:
@@ -232,4 +259,14 @@ def comparisons(label: str, one: Expectation, tally: Tally) -> Iterator[Compared
         before, reached = one.time.cdf(np.array([at_s * (1 - 1e-9), at_s])).tolist()
         if reached - before < 1e-6:  # at a jump of the law the clock's own rounding would decide
             in_time = replace(row, quantity=f"P({one.quantity} <= {at_s:.6g} s)", unit="1")
-            yield compared(in_time, (values <= at_s).astype(np.float64), reached)
+            yield compared(in_time, in_cycles((by_round <= at_s).astype(np.float64), one.period), reached)
+
+
+def _in_the_long_run(row: Compared, mean: float, values: Array, settled: Expectation) -> Compared:
+    if settled.mean is None:
+        return replace(row, expected=mean, no_closed_form=settled.reason)
+    means = batch_means(values, int(settled.mean))
+    if means is None:
+        reason = f"needs more than {len(values)} rounds: the first {settled.mean:.0f} remember the common start"
+        return replace(row, expected=mean, no_closed_form=reason)
+    return compared(row, means, mean)

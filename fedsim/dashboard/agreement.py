@@ -27,6 +27,7 @@ _PINNED = "The same in every round of a seed"
 _WORDS = {
     "round_s": "round time",
     "n_contributions": "contributions",
+    "staleness": "staleness of a contribution",
     "is_empty": "probability of no contribution",
     "inverse_n_contributions": "1 / contributions (0 if none)",
     "n_contributors": "contributors to a layer",
@@ -37,6 +38,7 @@ _WORDS = {
     "downloaded_bytes": "downloaded",
     "n_steps": "local steps of a device",
     "participation": "how often a device takes part",
+    "settled_after": "rounds until the start is forgotten",
     "loss": "loss",
 }
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")

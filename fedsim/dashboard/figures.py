@@ -87,25 +87,58 @@ def round_times(frame: pd.DataFrame, law: pd.DataFrame, styles: Styles) -> go.Fi
 def layer_contributors(frame: pd.DataFrame, styles: Styles) -> go.Figure:
     """Mean contributors per round and layer, bars side by side, closed forms as diamonds. frame: `frames.layers_frame(runs)`."""
     figure = base_figure("layer, from the input to the output", "devices per round (mean)")
-    policies = _policies(frame)
-    width = _BAR_SPACE / max(1, len(policies))
-    for i, (label, rows) in enumerate(policies):
-        style, left = styles[label], i * width - _BAR_SPACE / 2
-        marker = {"color": style.colour, "pattern": {"shape": PATTERNS[style.dash]}}
-        bars = {"x": rows["layer"].tolist(), "y": rows["n_contributors"].tolist(), "marker": marker}
-        # Stated and not left to Plotly, so that the diamonds stay on their bars when a policy is taken off.
-        place = {"offset": left, "width": width, "hovertemplate": "%{y:.4g} devices a round (mean)"}
-        figure.add_bar(**bars, **place, **identity(label, style))
-    for i, (label, rows) in enumerate(policies):
+    width = _add_bars(figure, frame, "layer", "n_contributors", styles, "%{y:.4g} devices a round (mean)")
+    for i, (label, rows) in enumerate(_policies(frame)):
         known = rows[rows["expected"].notna()]
         if len(known):
             centre = (i + 0.5) * width - _BAR_SPACE / 2
             figure.add_scatter(
                 x=(known["layer"] + centre).tolist(), y=known["expected"].tolist(), **_exact_marks(label)
             )
-    names = frame.drop_duplicates("layer").sort_values("layer")
-    ticks = {"tickvals": names["layer"].tolist(), "ticktext": [escape(str(name)) for name in names["layer_name"]]}
-    return figure.update_xaxes(tickmode="array", **ticks).update_yaxes(rangemode="tozero")
+    return _named_ticks(figure, frame, "layer", "layer_name").update_yaxes(rangemode="tozero")
+
+
+def who_was_heard(frame: pd.DataFrame, styles: Styles) -> go.Figure:
+    """Each speed class's share of the updates, bars side by side, over a line at its share of the devices.
+
+    frame: `frames.heard_frame(runs)`, not empty.
+    """
+    figure = base_figure("speed class", "share of the updates that were used")
+    _add_bars(figure, frame, "place", "update_share", styles, "%{y:.1%} of the updates")
+    classes = frame.drop_duplicates("place").sort_values("place")
+    edges = [(place - _BAR_SPACE / 2, place + _BAR_SPACE / 2, None) for place in classes["place"]]
+    heights = [(share, share, None) for share in classes["device_share"]]
+    line = {"mode": "lines", "line": {"width": 2, "color": "#7F7F7F"}, "connectgaps": False}
+    figure.add_scatter(
+        x=[x for edge in edges for x in edge],
+        y=[y for height in heights for y in height],
+        hovertemplate="%{y:.1%} of the devices",
+        name="share of the devices",
+        meta={"is_ink": True},
+        **line,
+    )
+    _named_ticks(figure, frame, "place", "speed_class")
+    return figure.update_yaxes(rangemode="tozero", tickformat=".0%")
+
+
+def _add_bars(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, styles: Styles, hovertemplate: str) -> float:
+    """The policies' bars side by side over each x; returns how wide one is."""
+    policies = _policies(frame)
+    width = _BAR_SPACE / max(1, len(policies))
+    for i, (label, rows) in enumerate(policies):
+        style, left = styles[label], i * width - _BAR_SPACE / 2
+        marker = {"color": style.colour, "pattern": {"shape": PATTERNS[style.dash]}}
+        bars = {"x": rows[x].tolist(), "y": rows[y].tolist(), "marker": marker}
+        # Stated and not left to Plotly, so that the diamonds stay on their bars when a policy is taken off.
+        place = {"offset": left, "width": width, "hovertemplate": hovertemplate}
+        figure.add_bar(**bars, **place, **identity(label, style))
+    return width
+
+
+def _named_ticks(figure: go.Figure, frame: pd.DataFrame, x: str, name: str) -> go.Figure:
+    named = frame.drop_duplicates(x).sort_values(x)
+    ticks = {"tickvals": named[x].tolist(), "ticktext": [escape(str(one)) for one in named[name]]}
+    return figure.update_xaxes(tickmode="array", **ticks)
 
 
 def _accuracy(frame: pd.DataFrame, x: str, styles: Styles, x_title: str) -> go.Figure:

@@ -53,6 +53,15 @@ def layer_contributors(frame: pd.DataFrame) -> str:
     return f"At the input, layer {name} {_span(means, '', digits, verb='hears from').strip()} devices a round."
 
 
+def who_was_heard(frame: pd.DataFrame) -> str:
+    """How many of the updates that entered the model came from the slowest devices."""
+    slowest = frame[frame["place"] == frame["place"].max()]
+    devices = format_share(float(slowest["device_share"].iloc[0]))
+    shares = {str(label): float(rows["update_share"].iloc[0]) for label, rows in _groups(slowest)}
+    sent = _span(shares, "", format_share, verb="sent").strip()
+    return f"The slowest devices, {devices} of all, {sent} of the updates that were used."
+
+
 def _groups(frame: pd.DataFrame) -> list[tuple[object, pd.DataFrame]]:
     return list(frame.groupby("policy", sort=False))
 

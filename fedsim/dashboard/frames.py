@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fedsim.facts import Array, IntArray
+from fedsim.statistics.heard import class_sums
 from fedsim.statistics.reading import Run
 
 N_POINTS = 4_000
@@ -23,6 +24,7 @@ N_SEEDS_FOR_QUARTILES = 10
 Resource = Literal["time_s", "uploaded_bytes"]
 
 _N_LAW_POINTS = 200  # of a closed form's cdf, per policy
+_CLASS_SUMS = {"update_share": "n_used", "step_share": "n_steps", "weight_share": "weight_sum"}
 
 
 def accuracy_frame(runs: Sequence[Run], over: Resource) -> pd.DataFrame:
@@ -136,6 +138,37 @@ def layers_frame(runs: Sequence[Run]) -> pd.DataFrame:
             columns = {"policy": label, "layer": range(len(names)), "layer_name": names}
             parts.append(pd.DataFrame(columns | {"n_contributors": total / n_rounds, "expected": expected / n_rounds}))
     return _joined(parts, ["policy", "layer", "layer_name", "n_contributors", "expected"])
+
+
+def heard_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """Shares of each speed class, all rounds of all seeds together: policy, place (from the fastest, 0), speed_class,
+    device_share, update_share, step_share, weight_share. Empty if no fleet has two classes.
+
+    Seeds draw fleets of their own; classes of one name count as one. A policy of which no update was used is left out.
+    """
+    rows = [
+        {
+            "policy": run.label,
+            # Where it stands in its own fleet, 0 ... 1: "middle" between "fastest" and "slowest", whatever else there is.
+            "place": i / max(1, len(run.speed_classes) - 1),
+            "speed_class": str(one["name"]),
+            "device_share": one["n_devices"],
+            **{share: class_sums(run, column)[i] for share, column in _CLASS_SUMS.items()},
+        }
+        for run in runs
+        for i, one in enumerate(run.speed_classes)
+    ]
+    columns = ["policy", "place", "speed_class", "device_share", *_CLASS_SUMS]
+    frame = pd.DataFrame(rows, columns=columns)
+    order = frame.groupby("speed_class")["place"].min().sort_values(kind="stable").index
+    frame["place"] = frame["speed_class"].map({name: i for i, name in enumerate(order)})
+    frame = frame.groupby(["policy", "place", "speed_class"], sort=False, as_index=False).sum()
+    frame = frame[frame.groupby("policy")["update_share"].transform("sum") > 0]
+    if frame["speed_class"].nunique() < 2:
+        return pd.DataFrame(columns=columns)
+    shares = ["device_share", *_CLASS_SUMS]
+    frame[shares] = frame[shares] / frame.groupby("policy")[shares].transform("sum")
+    return frame.reset_index(drop=True)
 
 
 def phases_frame(runs: Sequence[Run]) -> pd.DataFrame:

@@ -63,6 +63,7 @@ def report(name: str, runs: Sequence[Run], left_out: Sequence[str] = ()) -> str:
     curve = _curve(runs, looks) or (losses.pop(0) if losses else None)
     drawings = {key: d for key, d in _drawings(runs, looks).items() if d is not None}
     opening = _heading(name) + paragraph(_answer(runs, first), "answer")
+    opening += paragraph(first.ranking, "note") if first is not None and first.ranking else ""
     opening += tables.results_table(runs, comparisons, first, looks)
     opening += _uneven_ends(runs) + (_figure(curve, looks) if curve else "")
     drawn = [*([curve] if curve else []), *drawings.values(), *losses]
@@ -86,23 +87,53 @@ def _sections(
     shown = {key: _figure(drawing, looks) for key, drawing in drawings.items()}
     labels = tables.labels_best_first(runs, first)
     phases = frames.phases_frame(runs)
+    costs = tables.cost_table(runs, labels, looks) + tables.waste_table(runs, labels, looks)
+    heard = _who_takes_part(runs, labels, looks)
     took_time = tables.phases_table(phases, looks) if len(phases) else ""
     no_rounds = paragraph("No round was closed. Extend stop.simulated_s, or shorten the rounds.")
     return [
         ("How sure is that?", _certainty(runs, looks, comparisons)),
-        ("What does it cost?", tables.cost_table(runs, labels, looks) + _COST_NOTE + shown.get("bytes", "")),
+        ("What does it cost?", costs + _COST_NOTE + shown.get("bytes", "")),
         ("Where does the time go?", shown.get("rounds", no_rounds) + took_time),
-        ("Who takes part?", shown.get("layers", no_rounds)),
+        ("Who takes part?", shown.get("layers", no_rounds) + shown.get("heard", "") + heard),
         ("Does it agree with theory?", _theory(runs, looks) + "".join(_figure(loss, looks) for loss in losses)),
         ("What exactly was run?", _what_was_run(runs, looks, left_out)),
     ]
 
 
 _COST_NOTE = paragraph(
-    "Sums over the rounds that were closed. Wasted are FLOPs that devices spent on work that never entered the model: "
-    "dropped, cancelled, or stopped in the middle.",
+    "Sums over the rounds that were closed. Wasted are FLOPs that devices spent on work that never entered the model "
+    "(dropped, cancelled, or stopped in the middle), uploads that were not used, and downloads for tasks that came to "
+    "nothing.",
     "note",
 )
+_HEARD_NOTE = paragraph(
+    "Devices are slow or fast by the seconds of a step that they keep for the whole run. Updates are those that entered "
+    "the model; local steps the whole ones in them; weight is that of their layers in the model, mean over its parameters. "
+    "The accuracy is that of the final model on rows with the label mix of the class's own data.",
+    "note",
+)
+_STEP_NOTE = paragraph(
+    "How far one version moves the model at the policy's own learning rate. Policies far apart here differ in learning "
+    "rate, whatever their settings say: choose each one's own before ranking them. Staleness: by how many versions the model "
+    "had moved on when an update entered it, mean over updates.",
+    "note",
+)
+_NO_CLASSES = "All devices take equally long for a step, apart from luck that is drawn anew: nobody is slow for good."
+_NOT_RECORDED = "These runs do not say how fast each device is. Run the scenario again (--again) to know who was heard."
+
+
+def _who_takes_part(runs: Sequence[Run], labels: Sequence[str], looks: Styles) -> str:
+    """Who was heard, and how far what they said moved the model."""
+    if not all(run.speed_classes for run in runs):
+        heard = paragraph(_NOT_RECORDED)
+    elif max(len(run.speed_classes) for run in runs) < 2:
+        heard = paragraph(_NO_CLASSES)
+    else:
+        heard = tables.heard_table(runs, labels, looks) + _HEARD_NOTE
+    if not any(run.layers["change_norm"].notna().any() for run in runs):
+        return heard
+    return heard + tables.effective_step_table(runs, labels, looks) + _STEP_NOTE
 
 
 def _curve(runs: Sequence[Run], looks: Styles) -> _Drawing | None:
@@ -151,11 +182,12 @@ def _theory(runs: Sequence[Run], looks: Styles) -> str:
 
 
 def _drawings(runs: Sequence[Run], looks: Styles) -> dict[str, _Drawing | None]:
-    spent, rounds, layers, law = (
+    spent, rounds, layers, law, heard = (
         frames.accuracy_frame(runs, over="uploaded_bytes"),
         frames.round_times_frame(runs),
         frames.layers_frame(runs),
         frames.round_law_frame(runs),
+        frames.heard_frame(runs),
     )
     by_bytes = f"The same accuracies against what all devices together had uploaded, {_band(spent)}."
     by_round = "All rounds of all seeds: the height of a line is the share of rounds that took at most so long."
@@ -189,6 +221,15 @@ def _drawings(runs: Sequence[Run], looks: Styles) -> dict[str, _Drawing | None]:
             by_layer,
             figures.layer_contributors(layers, looks),
             layers,
+        ),
+        "heard": None
+        if heard.empty
+        else _Drawing(
+            "who_was_heard",
+            findings.who_was_heard(heard),
+            "Each class's share of all updates that were used, all rounds and seeds. The line is its share of the devices.",
+            figures.who_was_heard(heard, looks),
+            heard,
         ),
     }
 
@@ -238,6 +279,8 @@ def _certainty(runs: Sequence[Run], looks: Styles, comparisons: Sequence[Compari
         "the first crossing stands beside it. A run that never does so counts as censored, not as missing.",
         "Times sooner: the geometric mean over seeds of the ratio of times, with a 95 % bootstrap interval (BCa) from 3 "
         "seeds on. A bound is given where one of the two did not get there under every seed.",
+        "Place: all that a policy may have in this order, all policies at once at an error of 5 %, divided over the "
+        "targets (Tukey's range test on log times, seeds as blocks; supposes that all policies' times scatter alike).",
     ]
     if runs[0].every_n_rounds is not None:
         words.append(sentences.by_rounds(runs[0].every_n_rounds))
@@ -245,7 +288,8 @@ def _certainty(runs: Sequence[Run], looks: Styles, comparisons: Sequence[Compari
         words.append(f"Left out of the comparison: seeds that not every policy has run ({_seed_names(left_out)}).")
     parts = [paragraph(sentence) for sentence in words]
     for comparison in compared:
-        parts += [tables.certainty_table(comparison, looks), paragraph(comparison.sentence), _pairing(comparison)]
+        said = f"{comparison.sentence} {comparison.ranking}".strip()
+        parts += [tables.certainty_table(comparison, looks), paragraph(said), _pairing(comparison)]
     return "".join(parts)
 
 

@@ -12,11 +12,12 @@ import pandas as pd
 
 from fedsim.dashboard.markup import swatch, table, text
 from fedsim.dashboard.palette import Styles
+from fedsim.statistics.heard import Heard, heard
 from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
-from fedsim.statistics.sentences import not_within
+from fedsim.statistics.sentences import not_within, place_words
 from fedsim.statistics.speed_up import SpeedUp
-from fedsim.statistics.summary import summarise
+from fedsim.statistics.summary import summarise, summary
 from fedsim.statistics.words import (
     digits,
     format_bytes,
@@ -28,6 +29,13 @@ from fedsim.statistics.words import (
 )
 
 _REFERENCE = "1 <small>(the reference)</small>"
+_OF_A_CLASS = {
+    "device_share": "",
+    "update_share": "none used",
+    "step_share": "none used",
+    "weight_share": "none used",
+    "accuracy": "not evaluated",
+}
 
 
 def results_table(
@@ -53,6 +61,7 @@ def certainty_table(comparison: Comparison, styles: Styles) -> str:
     rows = [
         [
             _name(result.label, styles),
+            place_words(comparison.place(result.label)),
             f"{result.n_reached} of {plural(result.n_seeds, 'seed')}",
             "not reached by half" if result.median_s is None else format_s(result.median_s),
             format_s(result.restricted_mean_s),
@@ -64,7 +73,7 @@ def certainty_table(comparison: Comparison, styles: Styles) -> str:
     horizon_s = comparison.results[0].horizon_s
     mean = f"mean, restricted to {format_s(horizon_s)}" if np.isfinite(horizon_s) else "mean"
     sooner = f"times sooner than {comparison.reference}" if comparison.reference else "times sooner"
-    header = ["policy", "reached in", "median", mean, "first crossing (median)", sooner]
+    header = ["policy", "place", "reached in", "median", mean, "first crossing (median)", sooner]
     return table(f"Reaching {format_share(comparison.target)}", header, rows)
 
 
@@ -73,7 +82,6 @@ def cost_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> st
     rows = []
     for label in labels:
         own = [summarise(run) for run in runs if run.label == label]
-        wasted = [(1 - s["used_flops_share"]) * s["device_flops"] for s in own if s["used_flops_share"] is not None]
         rows.append(
             [
                 _name(label, styles),
@@ -82,11 +90,73 @@ def cost_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> st
                 _over_seeds([s["uploaded_bytes"] for s in own], format_bytes),
                 _over_seeds([s["downloaded_bytes"] for s in own], format_bytes),
                 _over_seeds([s["device_flops"] for s in own], format_count),
-                _over_seeds(wasted, format_count),
             ]
         )
-    header = ["policy", "simulated", "rounds", "uploaded", "downloaded", "device FLOPs", "of these wasted"]
+    header = ["policy", "simulated", "rounds", "uploaded", "downloaded", "device FLOPs"]
     return table("Spent by the end: median over seeds, in parentheses the range over seeds", header, rows)
+
+
+def waste_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> str:
+    """What of it came to nothing, and which share that is."""
+    rows = []
+    for label in labels:
+        own = [summarise(run) for run in runs if run.label == label]
+        cells = []
+        for spent, wasted, in_words in (
+            ("device_flops", "wasted_flops", format_count),
+            ("uploaded_bytes", "wasted_uploaded_bytes", format_bytes),
+            ("downloaded_bytes", "wasted_downloaded_bytes", format_bytes),
+        ):
+            known = [s for s in own if s[wasted] is not None]
+            cells.append(_over_seeds([s[wasted] for s in known], in_words, if_none="not recorded"))
+            shares = [s[wasted] / s[spent] for s in known if s[spent]]
+            cells.append(_over_seeds(shares, format_share, if_none="nothing sent" if known else "not recorded"))
+        rows.append([_name(label, styles), *cells])
+    header = ["policy", "FLOPs wasted", "of all", "uploads wasted", "of all", "downloads wasted", "of all"]
+    return table("Wasted of this: median over seeds, in parentheses the range over seeds", header, rows)
+
+
+def heard_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> str:
+    """What part each speed class had in each policy's model, and how well that serves it."""
+    rows = []
+    for label in labels:
+        by_class: dict[str, list[Heard]] = {}
+        for one in (one for run in runs if run.label == label for one in heard(run)):
+            by_class.setdefault(one.name, []).append(one)
+        for name, own in by_class.items():
+            row = [_name(label, styles), text(name), _over_seeds([one.unit_s for one in own], format_s)]
+            for of, if_none in _OF_A_CLASS.items():
+                known = [value for one in own if (value := getattr(one, of)) is not None]
+                row.append(_over_seeds(known, format_share, if_none=if_none))
+            rows.append(row)
+    header = ["policy", "devices", "a full step takes", "of all devices", "of updates", "of local steps", "of weight"]
+    header += ["accuracy on their labels"]
+    return table("Who was heard: median over seeds, in parentheses the range over seeds", header, rows)
+
+
+def effective_step_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> str:
+    """How far a version moves each layer, and how old the updates in it are."""
+    names, found = runs[0].layer_names, summary(runs)
+    rows = []
+    for label in labels:
+        own = [row for row in found if row["policy"] == label]
+        staleness = [row["staleness_mean"] for row in own if row["staleness_mean"] is not None]
+        cells = [
+            _step_cell([(row["effective_step"][name], row["effective_step_share"][name]) for row in own])
+            for name in names
+        ]
+        rows.append([_name(label, styles), _over_seeds(staleness, digits, if_none="not recorded"), *cells])
+    header = ["policy", "staleness (versions)", *names]
+    return table("Effective step: root-mean-square change per parameter and version, median over seeds", header, rows)
+
+
+def _step_cell(steps: Sequence[tuple[float | None, float | None]]) -> str:
+    """steps: each seed's, and its share of the largest."""
+    known = [(step, share) for step, share in steps if step is not None and share is not None]
+    if not known:
+        return "not recorded"
+    step, share = (digits(float(np.median(column))) for column in zip(*known, strict=True))
+    return f"{text(step)} <small>{text(share)} of the largest</small>"
 
 
 def phases_table(frame: pd.DataFrame, styles: Styles) -> str:
@@ -174,10 +244,16 @@ def _no_accuracy(runs: Sequence[Run]) -> str:
     return "not evaluated" if all(run.evaluations.empty for run in runs) else "no classes"
 
 
-def _over_seeds(values: Sequence[float], in_words: Callable[[float], str], *, with_range: bool = True) -> str:
+def _over_seeds(
+    values: Sequence[float],
+    in_words: Callable[[float], str],
+    *,
+    with_range: bool = True,
+    if_none: str = "nothing computed",
+) -> str:
     """ "212 s (204-231)": median and range, the range left out where it shows nothing."""
     if not values:
-        return "nothing computed"
+        return if_none
     low, high = in_words(min(values)), in_words(max(values))
     median = in_words(float(np.median(values)))
     if not with_range or low == high:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-from annotated_types import Ge
 from torch import nn
 
-from fedsim.models._blocks import chain_of, conv5x5_pool, image_shape, side_after_two
-
-Count = Annotated[int, Ge(1)]
+from fedsim.models._blocks import Count, chain_of, conv5x5_pool, image_shape, n_kept, side_after_two
 
 
 @dataclass(frozen=True)
@@ -38,3 +35,11 @@ class Cnn:
             fc1=chain_of(flatten=nn.Flatten(), linear=nn.Linear(n_features, self.hidden), relu=nn.ReLU()),
             fc2=chain_of(linear=nn.Linear(self.hidden, n_outputs)),
         )
+
+    def narrowed(self, rate: float, *, convolutions: bool = True) -> Self:
+        """The model of the leading units, rate x width of each hidden layer rounded up; inputs and outputs stay.
+
+        convolutions: False keeps all their channels.
+        """
+        first, second = (n_kept(rate if convolutions else 1.0, n) for n in self.channels)
+        return replace(self, channels=(first, second), hidden=n_kept(rate, self.hidden))

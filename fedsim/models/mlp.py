@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import ClassVar, Self
 
-from annotated_types import Ge
 from torch import nn
 
-from fedsim.models._blocks import chain_of
+from fedsim.models._blocks import Count, chain_of, n_kept
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Mlp:
     source: ClassVar[str] = (
         "Rumelhart, Hinton, Williams, Learning representations by back-propagating errors, Nature 323, 1986"
     )
-    widths: tuple[Annotated[int, Ge(1)], ...] = (64, 64, 64)
+    widths: tuple[Count, ...] = (64, 64, 64)
 
     def build(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Sequential:
         """Blocks fc1, fc2, ...: one for each hidden layer, and the output layer."""
@@ -33,6 +32,10 @@ class Mlp:
         blocks = [self._hidden(n_in, n_out) for n_in, n_out in sizes[:-1]] + [chain_of(linear=nn.Linear(*sizes[-1]))]
         blocks[0] = chain_of(flatten=nn.Flatten(), **dict(blocks[0].named_children()))
         return nn.Sequential(OrderedDict((f"fc{i}", block) for i, block in enumerate(blocks, start=1)))
+
+    def narrowed(self, rate: float, *, convolutions: bool = True) -> Self:  # noqa: ARG002  it has none
+        """The model of the leading units, rate x width of each hidden layer rounded up; inputs and outputs stay."""
+        return replace(self, widths=tuple(n_kept(rate, n) for n in self.widths))
 
     def _hidden(self, n_in: int, n_out: int) -> nn.Sequential:
         return chain_of(linear=nn.Linear(n_in, n_out), relu=nn.ReLU())

@@ -26,12 +26,16 @@ def _fleet(scenario: Scenario) -> Iterator[BadInput]:
         yield BadInput(f"n_devices is {n_devices} but at most {MAX_DEVICES} devices fit", ("fleet", "n_devices"))
     for block in ("compute", "uplink", "downlink"):
         for name, values in vars(getattr(scenario.fleet, block) or _Nothing()).items():
-            # layer_s is the one list with an entry per layer; the clock compares it with the model.
-            if isinstance(values, tuple) and name != "layer_s" and len(values) != n_devices:
+            # Lists with an entry per layer are compared with the model, once there is one.
+            if isinstance(values, tuple) and name not in ("layer_s", "block_io_s") and len(values) != n_devices:
                 message = (
                     f"{name} lists {len(values)} numbers but the fleet has {n_devices} devices; give one per device"
                 )
                 yield BadInput(message, ("fleet", block, name))
+    stated = scenario.fleet.memory_bytes
+    if isinstance(stated, tuple) and len(stated) != n_devices:
+        message = f"memory_bytes lists {len(stated)} numbers but the fleet has {n_devices} devices; give one per device"
+        yield BadInput(message, ("fleet", "memory_bytes"))
 
 
 class _Nothing:

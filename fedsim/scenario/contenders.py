@@ -69,14 +69,17 @@ def _parameters(policy: Policy) -> dict[str, Any]:
 def _contender(entry: PolicyEntry, base: Training) -> Contender:
     training = _merged(base, entry.training)
     given = entry.parameters
-    has_steps = any(f.name == "local_steps" for f in fields(shelves.item("policies", entry.kind)))
+    # A policy that can do without local_steps (its default is None) has another way to state its work.
+    own = {f.name for f in fields(shelves.item("policies", entry.kind)) if f.default is not None}
+    has_steps = "local_steps" in own
     if "local_steps" in entry.training:
         _check_local_steps(entry, has_steps)
-    filled = {"local_steps": training.local_steps} if has_steps else {}
+    filled: dict[str, Any] = {name: getattr(training, name) for name in ("local_steps", "momentum") if name in own}
     policy = cast(Policy, shelves.build("policies", entry.kind, {**filled, **given}))
     if has_steps:
         training = replace(training, local_steps=getattr(policy, "local_steps") or training.local_steps)  # noqa: B009
-    return Contender(entry.label or "", entry.kind, policy, given, training, entry.server_optimizer)
+    kind = shelves.kind_named("policies", entry.kind)
+    return Contender(entry.label or "", kind, policy, given, training, entry.server_optimizer)
 
 
 def _merged(base: Training, overrides: dict[str, Any]) -> Training:

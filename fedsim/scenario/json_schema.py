@@ -71,11 +71,16 @@ def _spelled_out(
     parameters = schema_of(shelves.parameters_class(shelf, shelves.item(shelf, kind)), f"#/$defs/{prefix}{{model}}")
     definitions.update({f"{prefix}{name}": each for name, each in parameters.pop("$defs", {}).items()})
     reserved = {name: each for name, each in common["properties"].items() if name != "kind"}
+    names = [kind, *(alias for alias, of in shelves.aliases(shelf).items() if of == kind)]
     return {
         "title": kind,
         "type": "object",
         "description": parameters.get("description", kind),
-        "properties": {"kind": {"const": kind}, **parameters.get("properties", {}), **reserved},
+        "properties": {
+            "kind": {"const": kind} if len(names) == 1 else {"enum": names},
+            **parameters.get("properties", {}),
+            **reserved,
+        },
         "required": ["kind", *parameters.get("required", [])],
         "additionalProperties": False,
     }

@@ -1,7 +1,7 @@
 """The open shelves: `kind: salf` is `fedsim/policies/salf.py`. The file name is the registry.
 
 A kind is looked for among the files of the shelf, then among the entry points of the group `fedsim.policies` (`fedsim.models`,
-`fedsim.datasets`) of installed packages. A kind with a dot or a colon in it is a path to code of your own, imported from the
+`fedsim.datasets`) of installed packages, then among the shelf's `ALIASES`, other names of its files. A kind with a dot or a colon in it is a path to code of your own, imported from the
 current folder or from an installed package: `mylab.policies.foo` is a module with one public class,
 `mylab.nets:build` (or `mylab.nets.build`) a class, or for models also a function.
 
@@ -56,17 +56,27 @@ def names(shelf: Shelf) -> list[str]:
     return sorted({*_files(shelf), *(entry.name for entry in entry_points(group=f"fedsim.{shelf}"))})
 
 
+def aliases(shelf: Shelf) -> dict[str, str]:
+    """Other names under which kinds on a shelf are known, and the kinds; a file of that name comes first."""
+    return dict(getattr(importlib.import_module(f"fedsim.{shelf}"), "ALIASES", {}))
+
+
+def kind_named(shelf: Shelf, name: str) -> str:
+    """The kind that a name stands for; any other name as it is."""
+    return name if name in names(shelf) else aliases(shelf).get(name, name)
+
+
 def check_known(shelf: Shelf, kind: str) -> None:
     """Nothing, or BadInput with the nearest known name. A path is not followed: that would import it."""
-    if not is_path(kind) and kind not in names(shelf):
-        raise BadInput(
-            f"kind is {kind!r}, which is no {_NOUN[shelf]} known here{nearest(kind, names(shelf))}", at=("kind",)
-        )
+    known = [*names(shelf), *aliases(shelf)]
+    if not is_path(kind) and kind not in known:
+        raise BadInput(f"kind is {kind!r}, which is no {_NOUN[shelf]} known here{nearest(kind, known)}", at=("kind",))
 
 
 def item(shelf: Shelf, kind: str) -> Any:
     """The class (for a model possibly a function) that `kind` names; BadInput if there is none or it cannot be used."""
     check_known(shelf, kind)
+    kind = kind_named(shelf, kind)
     if is_path(kind):
         found = follow(kind)
     elif kind in _files(shelf):

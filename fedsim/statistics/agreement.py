@@ -14,6 +14,18 @@ that are over by `stop.simulated_s` but for a delay of 5 standard deviations, m 
 other end (rounds, targets, divergence) is decided at the close of a round by what has happened so far: a stopping time,
 for which the sum of x - E has mean 0 and variance E[n] Var (Wald, On cumulative sums of random variables, Ann. Math. Stat.
 15, 1944). Stalled runs are left out: their last round never ends.
+
+Where rounds come in cycles (`period` rounds that depend on each other), the values are the means of whole cycles.
+
+A server that never waits lists `settled_after`. Its rounds depend on one another, and a mean without a variance is that
+of the long run: judged by means of batches (`batch_means`), which take more rounds than a run usually has, so that here
+it is only said so. Its `staleness` is exact in every round instead. With F_r the models under way when version r is made,
+
+    sum_{r<R} F_r = staleness of all contributions + what those under way at the end have aged by,
+
+because each version ages each of them by one. F_r / Z, of Z contributions each, is (C - 1) / Z whatever the cycles, where
+C devices are at work. The mean of the staleness alone misses that by the last term over Z R, so that its error shrinks
+like 1 / R and no spread of its rounds says how large it is.
 """
 
 from __future__ import annotations
@@ -35,6 +47,10 @@ FAMILY_ERROR = 0.01
 _EXACT = 1e-9  # relative; closed forms are computed to about that
 _DELAY_SD = 5.0
 _LEAST_ROUNDS = 30  # where the variance is that of the rounds themselves
+_N_BATCHES = 20
+_NOT_INDEPENDENT = (
+    "needs rounds that do not depend on one another: this is the mean of the long run; fedsim validate plays one"
+)
 _NO_PLACE_TO_STOP = (
     "needs a number of rounds fixed beforehand: the run ended in the middle of a round, and the law of the round time, "
     "which would say how many rounds count, is unknown; set stop.n_rounds"
@@ -103,6 +119,31 @@ def threshold(rows: Sequence[Agreement]) -> float:
 
 def _agrees(deviation: Deviation, limit: float) -> bool:
     return bool(deviation.is_equal) if deviation.z is None else abs(deviation.z) <= limit
+
+
+def in_cycles(x: Array, period: int) -> Array:
+    """Means of whole cycles of so many rounds, `[round] -> [cycle]`; rounds of a cycle that was not finished are left out."""
+    if period == 1:
+        return x
+    return np.asarray(x[: len(x) - len(x) % period].reshape(-1, period).mean(axis=1))
+
+
+def batch_means(x: Array, settled_after: int) -> Array | None:
+    """Means of consecutive rounds once the start is forgotten, `[batch]`; None if there are too few rounds for that.
+
+    For rounds that depend on one another: means of batches much longer than their memory hardly do, so that Student's t
+    holds for them (Law, "Simulation Modeling and Analysis", 5th ed., 2015, section 9.5.3). What takes `settled_after`
+    rounds to forget the start takes as long to forget anything; a batch has at least half as many.
+    """
+    length = (len(x) - settled_after) // _N_BATCHES
+    if length < max(1, settled_after / 2):
+        return None
+    return np.asarray(x[len(x) - length * _N_BATCHES :].reshape(_N_BATCHES, length).mean(axis=1))
+
+
+def rounds_to_settle(settled_after: int) -> int:
+    """Rounds that make each batch twice as long as the start is remembered."""
+    return (1 + 2 * _N_BATCHES) * settled_after
 
 
 # ---- one comparison -------------------------------------------------------------------------------------------------
@@ -230,9 +271,11 @@ def _sample(run: Run, one: dict[str, Any], columns: dict[str, Array]) -> Sample 
     """The rounds that count, or why there is nothing to compare."""
     if "no_closed_form" in one:
         return str(one["no_closed_form"])
-    mean, variance = float(one["mean"]), one.get("variance")
-    if one["quantity"] in ("is_empty", "is_layer_empty"):
+    mean, variance, period = float(one["mean"]), one.get("variance"), int(one.get("period", 1))
+    if one["quantity"] in ("is_empty", "is_layer_empty") and period == 1:
         variance = mean * (1.0 - mean)
+    if variance is None and any(other["quantity"] == "settled_after" for other in run.expected):
+        return _NOT_INDEPENDENT
     if one["quantity"] == "round_s" and variance is None:
         return "needs a finite variance; a mean over rounds would not settle"
     n = len(run.rounds) if variance == 0.0 else rounds_that_count(run)
@@ -241,7 +284,7 @@ def _sample(run: Run, one: dict[str, Any], columns: dict[str, Array]) -> Sample 
     values = columns[one["quantity"]][:n] if one.get("layer") is None else columns[one["quantity"]][:n, one["layer"]]
     # The length of a round is the difference of two stored clock readings.
     rounding = 2.0 * float(np.spacing(run.simulated_s)) if one["quantity"] == "round_s" else 0.0
-    return Sample(values, mean, None if variance is None else float(variance), rounding)
+    return Sample(in_cycles(values, period), mean, None if variance is None else float(variance) / period, rounding)
 
 
 def rounds_that_count(run: Run) -> int | None:
@@ -277,4 +320,10 @@ def _columns(run: Run) -> dict[str, Array]:
             np.float64
         )
     columns["is_layer_empty"] = (columns["n_contributors"] == 0).astype(np.float64)
+    tasks = run.folder / "tasks.parquet"
+    if tasks.is_file() and any(one["quantity"] == "staleness" for one in run.expected):
+        jobs = pd.read_parquet(tasks, columns=["version", "round"])
+        # Under way when round r makes its version: pulled an earlier one, and not over yet.
+        begun, ended = (np.bincount(jobs[at].to_numpy(np.int64), minlength=len(n) + 1) for at in ("version", "round"))
+        columns["staleness"] = np.cumsum(begun - ended)[:-1] / np.maximum(n, 1)
     return columns

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedsim.statistics import sentences
+from fedsim.facts import BoolArray
+from fedsim.statistics import ranking, sentences
 from fedsim.statistics.best import may_be_best
 from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
@@ -52,7 +53,17 @@ def compare(runs: Sequence[Run], target: float, n_targets: int = 1) -> Compariso
     results = tuple(replace(result, speed_up=_speed_up(result, reference)) for result in results)
     contenders = _contenders(results, ERROR_SHARE / n_targets)
     comparison = Comparison(target, tuple(seeds), results, reference.label if reference else None, contenders, "")
-    return replace(comparison, sentence=sentences.verdict(comparison, enough_seeds=N_SEEDS_FOR_A_CLAIM))
+    sentence = sentences.verdict(comparison, enough_seeds=N_SEEDS_FOR_A_CLAIM)
+    sooner = _told_apart(results, ERROR_SHARE / n_targets, runs[0].grid_step_s or 0.0)
+    if len(seeds) >= N_SEEDS_FOR_A_CLAIM and len(contenders) == 1:
+        sooner[0, 1:] = True  # the comparison with the best asks less than one of all pairs, and finds more
+    placed = replace(
+        comparison,
+        sentence=sentence,
+        places=tuple(ranking.places(sooner)),
+        ties=tuple(ranking.ties([result.label for result in results], sooner)),
+    )
+    return replace(placed, ranking=sentences.not_told_apart(placed, enough_seeds=N_SEEDS_FOR_A_CLAIM))
 
 
 def compare_targets(runs: Sequence[Run]) -> list[Comparison]:
@@ -143,3 +154,16 @@ def _contenders(results: Sequence[PolicyResult], error_share: float) -> tuple[st
         return tuple(result.label for result in results)
     stays = may_be_best(np.log(restricted), error_share)
     return tuple(result.label for i, result in enumerate(results) if stays[i] or i == 0)
+
+
+def _told_apart(results: Sequence[PolicyResult], error_share: float, grid_step_s: float) -> BoolArray:
+    """Whether the first policy is told to be sooner than the second, `[policy, policy]`; nobody, where a time is zero."""
+    times = np.array(
+        [[f if r is None else r for r, f in zip(one.reached_s, one.followed_s, strict=True)] for one in results]
+    )
+    if times.min() <= 0:
+        return np.zeros((len(results), len(results)), dtype=np.bool_)
+    # A time is late by anything up to a step of the grid: uniform, of variance step^2 / 12.
+    rounding = float(((grid_step_s / times) ** 2).mean()) / 12
+    is_known = np.array([one.reached_always for one in results])
+    return ranking.told_apart(np.log(times), is_known, error_share, rounding)

@@ -2,8 +2,8 @@
 
 A run folder is `<scenario>/<policy folder>/seed-<k>/`; docs/reference/run-folder.md describes its files. A folder that
 lacks a file, a column or a key is not finished: `read_run` refuses it, `read_scenario` leaves it out and
-`broken_folders` names it. Only expected.json may be missing: runs from before there were closed forms have none. Knows
-nothing of how runs are made.
+`broken_folders` names it. What older runs of the same format do not have may be missing: closed forms, speed classes, and
+columns that are read as NaN. Knows nothing of how runs are made.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fedsim.facts import BadInput
@@ -33,6 +34,16 @@ COLUMNS = {
 }
 """The columns that every finished run has, table by table; `tasks` is optional."""
 
+LATER_COLUMNS = {
+    "rounds": ["staleness_mean", "staleness_max", "wasted_uploaded_bytes", "wasted_downloaded_bytes"],
+    "layers": ["change_norm"],
+    "evaluations": ["accuracy_slowest", "accuracy_fastest"],
+}
+"""Columns that older runs lack; NaN in their tables."""
+
+CLASSES = ["round", "speed_class", "n_used", "n_steps", "weight_sum"]
+"""The columns of the table `classes`; older runs have none."""
+
 
 class BrokenRunError(BadInput):
     """A folder that is not a finished run: which folder, what is wrong, and how to mend it."""
@@ -42,15 +53,16 @@ class BrokenRunError(BadInput):
 class Run:
     """One finished run: a policy under one seed.
 
-    manifest: manifest.json as it stands. rounds, layers, evaluations: the tables of the same names, one row per round,
-    per round and layer, and per evaluation; `evaluations` is empty where only the clock ran. expected: the objects of
-    expected.json, closed forms of this run's fleet; none where the file is missing.
+    manifest: manifest.json as it stands. rounds, layers, classes, evaluations: the tables of the same names, one row per
+    round, per round and layer, per round and speed class, and per evaluation; `evaluations` is empty where only the clock
+    ran. expected: the objects of expected.json, closed forms of this run's fleet; none where the file is missing.
     """
 
     folder: Path
     manifest: dict[str, Any]
     rounds: pd.DataFrame
     layers: pd.DataFrame
+    classes: pd.DataFrame
     evaluations: pd.DataFrame
     expected: list[dict[str, Any]]
 
@@ -126,10 +138,23 @@ class Run:
         """The model's layers, from the input."""
         return tuple(str(layer["name"]) for layer in self.manifest["layers"])
 
+    @property
+    def speed_classes(self) -> list[dict[str, Any]]:
+        """The fleet's speed classes, from the fastest, as the manifest describes them; none in older runs."""
+        return list(self.manifest.get("speed_classes", []))
+
     @cached_property
     def tasks(self) -> pd.DataFrame | None:
         """One row per task, read when asked for (millions of rows in large fleets); None if not recorded."""
-        path = self.folder / "tasks.parquet"
+        return self._if_recorded("tasks")
+
+    @cached_property
+    def devices(self) -> pd.DataFrame | None:
+        """One row per device, read when asked for; None if not recorded."""
+        return self._if_recorded("devices")
+
+    def _if_recorded(self, name: str) -> pd.DataFrame | None:
+        path = self.folder / f"{name}.parquet"
         return pd.read_parquet(path) if path.exists() else None
 
 
@@ -138,9 +163,10 @@ def read_run(folder: Path | str) -> Run:
     folder = Path(folder)
     manifest = _manifest(folder)
     tables = {name: _table(folder, name, columns) for name, columns in COLUMNS.items()}
-    run = Run(folder, manifest, **tables, expected=_expected(folder))
+    classes = _table(folder, "classes", CLASSES) if "speed_classes" in manifest else pd.DataFrame(columns=CLASSES)
+    run = Run(folder, manifest, **tables, classes=classes, expected=_expected(folder))
     try:
-        _ = (run.label, run.kind, run.seed, run.position, run.outcome, run.simulated_s)
+        _ = (run.label, run.kind, run.seed, run.position, run.outcome, run.simulated_s, run.speed_classes)
         _ = (run.targets, run.grid_step_s, run.every_n_rounds, run.sustain_s, run.layer_names)
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenRunError(f"{folder}: manifest.json lacks or garbles {error}; run it again (--again)") from error
@@ -210,4 +236,5 @@ def _table(folder: Path, name: str, columns: list[str]) -> pd.DataFrame:
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise BrokenRunError(f"{folder}: {path.name} lacks the columns {', '.join(missing)}; run it again (--again)")
-    return table
+    later = [column for column in LATER_COLUMNS.get(name, ()) if column not in table.columns]
+    return table.assign(**dict.fromkeys(later, np.nan))

@@ -61,6 +61,8 @@ class Comparison:
 
     seeds: those that every policy has run; only they count. reference: the label that speed-ups refer to.
     contenders: labels of the policies that may be the best. sentence: what may be claimed, in words.
+    places: first and last place that each policy may have, in the order of results. ties: neighbours that are not told
+    apart, labels, two or more at a time; see `ranking`. ranking: what the seeds do not allow to say of places, in words.
     """
 
     target: float
@@ -69,10 +71,19 @@ class Comparison:
     reference: str | None
     contenders: tuple[str, ...]
     sentence: str
+    places: tuple[tuple[int, int], ...] = ()
+    ties: tuple[tuple[str, ...], ...] = ()
+    ranking: str = ""
 
     @property
     def n_seeds(self) -> int:
         return len(self.seeds)
+
+    def place(self, label: str) -> tuple[int, int] | None:
+        """The first and the last place that a policy may have; None if it was not compared."""
+        return next(
+            (place for result, place in zip(self.results, self.places, strict=True) if result.label == label), None
+        )
 
     def of(self, label: str) -> PolicyResult | None:
         """The result of one policy; None if it was not compared."""

@@ -72,6 +72,49 @@ def verdict(comparison: Comparison, enough_seeds: int) -> str:
     return f"{best.label} {_reached(best, 'reaches', target, by_itself=True)}{_sooner(comparison)}."
 
 
+def not_told_apart(comparison: Comparison, enough_seeds: int) -> str:
+    """What the seeds do not allow to say of the places in this order, beside what the verdict says already.
+
+    Empty where nothing was ranked.
+    """
+    if len(comparison.results) < 2 or not any(result.n_reached for result in comparison.results):
+        return ""
+    if comparison.n_seeds == 1:
+        return (
+            "1 seed does not show how much such times scatter: no place in this order is more than what happened once."
+        )
+    seeds, n = plural(comparison.n_seeds, "seed"), len(comparison.results)
+    if not comparison.ties:
+        return f"{seeds} tell each policy from the next, if the times of all of them scatter alike."
+    is_said = comparison.n_seeds >= enough_seeds  # who may be the best
+    groups = [tie for tie in comparison.ties if not (is_said and set(tie) <= set(comparison.contenders))]
+    chains = _chained(groups)
+    if not chains or len(chains[0]) < n:
+        return f"{seeds} do not tell neighbours apart among {'; '.join(map(listed, chains))}." if chains else ""
+    if len(groups[0]) == n:
+        return f"{seeds} tell no two of these policies apart."
+    return f"{seeds} tell no policy from the next in this order, only some from those further on: see their places."
+
+
+def _chained(ties: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Ties that have a policy in common, joined: each policy of a chain is not told from the next."""
+    chains: list[tuple[str, ...]] = []
+    for tie in ties:
+        if chains and tie[0] in chains[-1]:
+            chains[-1] += tuple(label for label in tie if label not in chains[-1])
+        else:
+            chains.append(tie)
+    return chains
+
+
+def place_words(place: tuple[int, int] | None) -> str:
+    """ "1", or "2-4" where the seeds allow several places."""
+    if place is None:
+        return ""
+    first, last = place
+    return str(first) if first == last else f"{first}-{last}"
+
+
 def not_within(result: PolicyResult) -> str:
     """ "not within 600 s (7 of 10 seeds)"; empty if every seed reached the target."""
     if result.censored_s is None:

@@ -20,7 +20,7 @@ import numpy as np
 from fedsim.facts import Array, IntArray
 from fedsim.protocols import Law, NoClosedForm
 from fedsim.theory.arrivals import KthArrival, nth_finisher
-from fedsim.theory.fleet import Expectation, Fleet, of_time
+from fedsim.theory.fleet import Expectation, Fleet, of_time, rows_of
 from fedsim.theory.rounds import Answers, events, listed, one, participations, per_device, per_layer
 from fedsim.theory.steps import DeviceTimes, StepTimes, task_times
 from fedsim.theory.times import RandomTime
@@ -144,7 +144,7 @@ def answers(policy: FedPMTParameters, fleet: Fleet) -> Answers:
         "weight_sum": lambda: fixed("weight_sum", weight_sum()),
         "n_steps": n_steps,
         "participation": lambda: participations(takes_part()),
-        "used_flops": lambda: sums("used_flops", shape.step_flops, policy.local_steps * fleet.n_rows),
+        "used_flops": lambda: sums("used_flops", shape.step_flops, rows_of(fleet, policy.local_steps)),
         "downloaded_bytes": lambda: sums("downloaded_bytes", bytes_of_all),
         "uploaded_bytes": lambda: sums("uploaded_bytes", shape.suffix_bytes.astype(np.float64)),
     }

@@ -8,13 +8,17 @@ differ by far more than a simulation's error).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedsim.facts import Array, IntArray, ModelShape
 from fedsim.protocols import Law, NoClosedForm
 from fedsim.theory.times import RandomTime
+
+
+def _of_unknown_links(n_bytes: IntArray) -> Array:
+    raise NoClosedForm(f"needs seconds of messages of {n_bytes} bytes; the fleet only says those of the whole model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,11 @@ class Fleet:
     lowest_depth: 0 or 1 where depths are drawn uniformly from lowest ... n_layers; None where they are timed.
     has_fixed_links: transfer times are the same for every task of a device. has_even_steps: every local step of a
         device has the same number of rows. rows_before: of the first n steps, `[device]`; asked where they are not even.
+    down_s_of, up_s_of: seconds of one message for each device, of so many bytes, `[device] -> [device]`; where links are
+        fixed. has_layer_seconds: the backward pass of each layer has a stated time, and not its share by FLOPs.
+    batch_size: rows of a full step as the devices' memory must hold them, `[device]`; None if unknown.
+    memory_bytes: of each device for training, `[device]`; None if it is no limit.
+    block_io_s: of a step, to bring in the layers before the d output-most one by one, `[device, depth]`; None: no time.
     """
 
     unit_s: Array
@@ -44,7 +53,13 @@ class Fleet:
     lowest_depth: int | None = None
     has_fixed_links: bool = True
     has_even_steps: bool = True
-    rows_before: Callable[[int], Array] = field(default=lambda n: np.array(np.nan * n), repr=False)
+    rows_before: Callable[[int | IntArray], Array] = field(default=lambda n: np.array(np.nan * n), repr=False)
+    down_s_of: Callable[[IntArray], Array] = field(default=_of_unknown_links, repr=False)
+    up_s_of: Callable[[IntArray], Array] = field(default=_of_unknown_links, repr=False)
+    has_layer_seconds: bool = False
+    batch_size: IntArray | None = None
+    memory_bytes: Array | None = None
+    block_io_s: Array | None = None
 
     @property
     def n_devices(self) -> int:
@@ -53,6 +68,21 @@ class Fleet:
     @property
     def n_layers(self) -> int:
         return len(self.reach_share) - 1
+
+
+def evened(fleet: Fleet, n_steps: int | IntArray) -> Fleet:
+    """The fleet as its first n_steps steps see it: each of them as long as their mean, and with its rows.
+
+    Their end is the same to the last bit if nothing is drawn per step; where single steps end is another matter.
+    n_steps: of every device, or `[device]`.
+    """
+    n_rows = fleet.rows_before(n_steps) / n_steps
+    return replace(fleet, unit_s=fleet.unit_s * n_rows / fleet.n_rows, n_rows=n_rows, has_even_steps=True)
+
+
+def rows_of(fleet: Fleet, n_steps: int) -> Array:
+    """Rows of the first n_steps steps of a task together, `[device]`."""
+    return np.asarray(n_steps * fleet.n_rows if fleet.has_even_steps else fleet.rows_before(n_steps), dtype=np.float64)
 
 
 def reach_share(shape: ModelShape, backward_factor: float = 1.0) -> Array:
@@ -72,6 +102,8 @@ class Expectation:
 
     quantity, unit: see docs/reference/quantities.md. variance: over rounds, in the unit's square; None if unknown.
     layer, device: which one it is about. time: the whole law, where it is a time.
+    period: rounds of a cycle, where rounds come in cycles that are alike and independent: the mean is over a cycle's
+        rounds, the variance `period` times that of a cycle's mean (so that n rounds' mean has variance / n).
     reason: the assumption that failed, if there is no closed form; `mean` is None then.
     """
 
@@ -83,6 +115,7 @@ class Expectation:
     device: int | None = None
     time: RandomTime | None = None
     reason: str | None = None
+    period: int = 1
 
 
 def of_time(quantity: str, time: RandomTime) -> Expectation:

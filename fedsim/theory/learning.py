@@ -15,7 +15,17 @@ import numpy as np
 from fedsim.delays import Exponential
 from fedsim.facts import Array
 from fedsim.protocols import NoClosedForm
-from fedsim.theory import drop_stragglers, fedpmt, quadratic_rounds, quadratic_stsyn, registry, salf
+from fedsim.theory import (
+    drop_stragglers,
+    embracingfl,
+    fednova,
+    fedpmt,
+    flanp,
+    quadratic_rounds,
+    quadratic_stsyn,
+    registry,
+    salf,
+)
 from fedsim.theory.fleet import Fleet
 from fedsim.theory.quadratic import Curve, Quadratic
 from fedsim.theory.quadratic_clock import at_fixed_rounds, at_time
@@ -51,7 +61,7 @@ def at_times(kind: str, policy: Any, fleet: Fleet, problem: Quadratic, losses: A
 
 
 # Everybody asked contributes, or any subset alike, however long it took.
-_INDEPENDENT = ("fedavg", "k_sync", "fedpmt")
+_INDEPENDENT = ("fedavg", "k_sync", "fedpmt", "embracingfl", "fednova", "flanp")
 
 
 def _fedavg(policy: Any, fleet: Fleet, problem: Quadratic, n_rounds: int) -> Curve:
@@ -87,6 +97,25 @@ def _fedpmt(policy: Any, fleet: Fleet, problem: Quadratic, n_rounds: int) -> Cur
     widths = fedpmt.widths(policy, fleet)
     weights = _weights(policy, fleet, may_differ=True)
     return quadratic_rounds.fedpmt(problem, n_rounds, widths, policy.local_steps, weights, dilute=policy.dilute)
+
+
+def _embracingfl(policy: Any, fleet: Fleet, problem: Quadratic, n_rounds: int) -> Curve:
+    if policy.n_sampled not in (None, fleet.n_devices):
+        raise NoClosedForm("needs everybody asked, once devices train different layers")
+    weights = _weights(policy, fleet, may_differ=True)
+    tiers = embracingfl.tiers(policy, fleet)
+    return quadratic_rounds.fedpmt(problem, n_rounds, tiers, policy.local_steps, weights)
+
+
+def _fednova(policy: Any, fleet: Fleet, problem: Quadratic, n_rounds: int) -> Curve:
+    n_steps = fednova.n_steps(policy, fleet)
+    return quadratic_rounds.fednova(problem, n_rounds, n_steps, fednova.table(policy, fleet))
+
+
+def _flanp(policy: Any, fleet: Fleet, problem: Quadratic, n_rounds: int) -> Curve:
+    asked = (flanp.n_steps(policy, fleet) > 0).astype(np.float64)
+    relative = asked * fleet.n_samples if policy.weighting == "n_samples" else asked
+    return quadratic_rounds.fedavg(problem, n_rounds, policy.local_steps, weights=relative)
 
 
 def _stsyn(policy: Any, fleet: Fleet, problem: Quadratic, n_rounds: int) -> Curve:
@@ -127,5 +156,8 @@ _RULES: dict[str, _Rule] = {
     "drop_stragglers": _drop_stragglers,
     "salf": _salf,
     "fedpmt": _fedpmt,
+    "embracingfl": _embracingfl,
+    "fednova": _fednova,
+    "flanp": _flanp,
     "stsyn": _stsyn,
 }

@@ -130,18 +130,20 @@ class LocalMap:
     noise: Array
 
 
-def local_map(problem: Quadratic, n_steps: int, trained: BoolArray | None = None) -> LocalMap:
-    """`n_steps` steps of SGD on every device; only `trained` parameters move, `[device, parameter]`, or all."""
+def local_map(problem: Quadratic, n_steps: int | IntArray, trained: BoolArray | None = None) -> LocalMap:
+    """`n_steps` steps of SGD, of every device or `[device]`; only `trained` parameters move, `[device, parameter]`, or all."""
     m, p = problem.optimum.shape
     moves = np.ones((m, p)) if trained is None else trained.astype(np.float64)
     step = np.eye(p) - problem.rate * moves[:, :, None] * problem.hessian
     pull = problem.rate * moves * np.einsum("kij,kj->ki", problem.hessian, problem.optimum)
     step_noise = problem.rate**2 * moves[:, :, None] * moves[:, None, :] * problem.noise
     matrix, offset, noise = np.tile(np.eye(p), (m, 1, 1)), np.zeros((m, p)), np.zeros((m, p, p))
-    for _ in range(n_steps):
-        matrix = step @ matrix
-        offset = np.einsum("kij,kj->ki", step, offset) + pull
-        noise = step @ noise @ step.transpose(0, 2, 1) + step_noise
+    wanted = np.broadcast_to(np.asarray(n_steps), (m,))
+    for done in range(int(wanted.max())):
+        on = done < wanted
+        matrix[on] = step[on] @ matrix[on]
+        offset[on] = np.einsum("kij,kj->ki", step[on], offset[on]) + pull[on]
+        noise[on] = step[on] @ noise[on] @ step[on].transpose(0, 2, 1) + step_noise[on]
     return LocalMap(matrix, offset, noise)
 
 

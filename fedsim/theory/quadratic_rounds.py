@@ -1,7 +1,7 @@
 """Expected losses on quadratics where a round's weights are drawn apart from the training: from a cohort or a deadline.
 
 Sources of the rules: McMahan et al., arXiv 1602.05629 (FedAvg); Dutta et al., arXiv 1803.01113 (K-sync); Lang, Cohen,
-Shlezinger, arXiv 2403.18375 (SALF and dropping stragglers); Wu, Wang, Narayana, arXiv 2311.10002 (FedPMT).
+Shlezinger, arXiv 2403.18375 (SALF and dropping stragglers); Wu, Wang, Narayana, arXiv 2311.10002 (FedPMT); Wang et al., arXiv 2007.07481 (FedNova).
 The expectations over contributors are exact for unequal devices too. With N_i the contributors of layer i and independent
 devices, 1/N = integral of s^(N-1) over s in [0, 1]; so E[1{k in i} 1{j in l} / (N_i N_l)] is a double integral of a
 polynomial, of degree at most M - 1 in each variable, that Gauss-Legendre quadrature with M/2 nodes finds without error.
@@ -112,8 +112,17 @@ def fedpmt(
     return AffineRound(problem, local, fixed(relative * _inverse(total))).curve(n_rounds)
 
 
-def fixed_point(problem: Quadratic, local_steps: int, weights: Array | None = None) -> Array:
-    """Where FedAvg's mean weights settle, `[parameter]`: sum_k v_k (I - A_k) (w - o_k) = 0, v the relative weights."""
+def fednova(problem: Quadratic, n_rounds: int, local_steps: IntArray, table: Array) -> Curve:
+    """Device k does local_steps[k] steps and enters with the weight table[k], `[device]` both, whatever it sums to."""
+    by_layer = np.repeat(np.asarray(table)[:, None], problem.n_layers, axis=1)
+    return AffineRound(problem, local_map(problem.centred, local_steps), fixed(by_layer)).curve(n_rounds)
+
+
+def fixed_point(problem: Quadratic, local_steps: int | IntArray, weights: Array | None = None) -> Array:
+    """Where mean weights settle, `[parameter]`: sum_k v_k (I - A_k) (w - o_k) = 0, v the relative weights.
+
+    local_steps: of every device (FedAvg), or `[device]`.
+    """
     centred = problem.centred
     pull = np.eye(len(problem.start)) - local_map(centred, local_steps).matrix
     relative = np.ones(problem.n_devices) if weights is None else np.asarray(weights)

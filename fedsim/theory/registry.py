@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from fedsim.protocols import NoClosedForm
-from fedsim.theory.fleet import Expectation, Fleet, none
+from fedsim.theory.fleet import Expectation, Fleet, evened, none
 from fedsim.theory.rounds import UNITS, Answers, listed
 
 
@@ -23,20 +22,14 @@ def expected(kind: str, policy: Any, fleet: Fleet, *, wanted: Collection[str] = 
     if module is None or not hasattr(module, "answers"):
         return [none("round_s", "s", f"needs a policy with closed forms; {kind} has none here")]
     unknown, n_steps = frozenset[str](), getattr(policy, "local_steps", 1)
-    if not fleet.has_even_steps and (fleet.step_factor is None or n_steps == 1):
+    if hasattr(module, "task_steps"):  # tasks that are not always of local_steps
+        n_steps = module.task_steps(policy, fleet.n_layers)
+    # Unequal numbers of steps, which only the policy's own closed forms know, are evened there.
+    if not fleet.has_even_steps and isinstance(n_steps, int) and (fleet.step_factor is None or n_steps == 1):
         unknown = getattr(module, "NEEDS_EVEN_STEPS", frozenset())
         fleet = evened(fleet, n_steps)
     answers: Answers = module.answers(policy, fleet)
     return listed({q: _uneven if q in unknown else answer for q, answer in answers.items() if q in wanted})
-
-
-def evened(fleet: Fleet, n_steps: int) -> Fleet:
-    """The fleet as its first n_steps steps see it: each of them as long as their mean, and with its rows.
-
-    Their end is the same to the last bit if nothing is drawn per step; where single steps end is another matter.
-    """
-    n_rows = fleet.rows_before(n_steps) / n_steps
-    return replace(fleet, unit_s=fleet.unit_s * n_rows / fleet.n_rows, n_rows=n_rows, has_even_steps=True)
 
 
 def _uneven() -> list[Expectation]:

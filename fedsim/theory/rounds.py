@@ -14,6 +14,7 @@ from fedsim.theory.fleet import Expectation, none
 UNITS = {
     "round_s": "s",
     "n_contributions": "devices",
+    "staleness": "versions",
     "is_empty": "1",
     "inverse_n_contributions": "1",
     "n_contributors": "devices",
@@ -25,6 +26,7 @@ UNITS = {
     "used_flops": "FLOPs",
     "downloaded_bytes": "bytes",
     "uploaded_bytes": "bytes",
+    "settled_after": "rounds",
 }
 MOST_LISTED = 100  # devices, of which each is listed
 

@@ -6,34 +6,44 @@ import numpy as np
 
 from fedsim.facts import Array, IntArray
 from fedsim.timing.book import ClosedJobs, Outcome
+from fedsim.timing.demand import at_depth, picked
 from fedsim.timing.live_jobs import LiveJobs, Moment
 from fedsim.timing.milestones import Progress, Work
-from fedsim.timing.weather import Weather
 
 
-def spent_flops(weather: Weather, devices: IntArray, depth: IntArray, progress: Progress) -> Array:
-    """FLOPs of the whole steps over `depth` layers, and of the step under way its share by time, `[job]`."""
-    plan, cost, step_flops = weather.plan, weather.reach_cost, weather.shape.step_flops
+def spent_flops(work: Work, devices: IntArray, rows: IntArray, progress: Progress) -> Array:
+    """FLOPs of the whole steps over the task's layers, and of the step under way its share by time, `[job]`."""
+    plan, depth = work.weather.plan, work.depth[rows]
+    step_flops = picked(work.demand.step_flops, rows)
     whole = plan.rows_before(devices, progress.n_steps)
-    finished = np.asarray(whole * step_flops[depth])
+    finished = np.asarray(whole * at_depth(step_flops, depth))
     if not (progress.step_share.any() or progress.partial_depth.any()):
         return finished
     last = plan.rows_before(devices, progress.n_steps + 1) - whole
+    under_way = _flops_by_time(work, rows, progress.step_share)
+    reached = np.where(progress.partial_depth > 0, at_depth(step_flops, progress.partial_depth), 0.0)
+    return np.asarray(finished + last * np.where(progress.step_share > 0, np.maximum(under_way, reached), reached))
+
+
+def _flops_by_time(work: Work, rows: IntArray, step_share: Array) -> Array:
+    """FLOPs on one row of a step, so far into it, `[job]`: through the forward passes first, then layer by layer.
+
+    Bringing frozen layers in takes its time at the step's beginning.
+    """
+    weather, demand = work.weather, work.demand
+    if demand.rate is not None:
+        return np.asarray(step_share * at_depth(picked(demand.step_flops, rows), work.depth[rows]))
+    io = picked(demand.reach, rows)[:, 0] - weather.reach_cost[0]
+    passed = np.maximum(step_share * work.cost[rows] - io, 0.0)
     forward = float(weather.shape.forward_flops.sum())
-    under_way = np.interp(
-        progress.step_share * cost[depth],
-        np.concatenate([[0.0], cost]),
-        np.concatenate([[0.0, forward], step_flops[1:]]),
-    )
-    reached = np.where(progress.partial_depth > 0, step_flops[progress.partial_depth], 0.0)
-    return finished + last * np.where(progress.step_share > 0, np.maximum(under_way, reached), reached)
+    milestones = np.concatenate([[0.0, forward], weather.shape.step_flops[1:]])
+    return np.asarray(np.interp(passed, np.concatenate([[0.0], weather.reach_cost]), milestones))
 
 
 def close(
     jobs: LiveJobs, work: Work, devices: IntArray, rows: IntArray, outcome: Outcome, moment: Moment
 ) -> ClosedJobs:
     """What became of these jobs of one send, until now."""
-    weather, shape = work.weather, work.weather.shape
     elapsed, start = jobs.elapsed_s(devices, moment), jobs.start_s[devices]
     computed = np.where(jobs.has_happened(devices, jobs.computed_s[devices], moment), jobs.computed_s[devices], np.nan)
     arrived = np.where(jobs.has_happened(devices, jobs.arrived_s[devices], moment), jobs.arrived_s[devices], np.nan)
@@ -54,10 +64,10 @@ def close(
         arrived_s=start + arrived,
         n_steps=progress.n_steps,
         depth=depth,
-        device_flops=spent_flops(weather, devices, work.depth[rows], progress),
-        uploaded_bytes=_share_passed(elapsed, computed, jobs.arrived_s[devices]) * shape.suffix_bytes[depth],
+        device_flops=spent_flops(work, devices, rows, progress),
+        uploaded_bytes=_share_passed(elapsed, computed, jobs.arrived_s[devices]) * work.demand.up_bytes_at(rows, depth),
         downloaded_bytes=_share_passed(elapsed, np.zeros_like(elapsed), work.ready_s[rows])
-        * float(shape.suffix_bytes[-1]),
+        * work.demand.down_bytes[rows],
         outcome=outcome,
     )
 

@@ -46,6 +46,8 @@ class Compute:
         forward where FLOPs say 2); for step_s it moves the layers' shares, for flops_per_s also the total.
     device_factor is persistent, task_factor drawn anew for each task, step_factor for each local step, layer_factor for
     each layer of a step's backward pass.
+    block_io_s: seconds to bring one layer into memory, one number or a list from the input; spent in each step for every
+        layer that does not train, by devices that cannot hold the whole model (EmbracingFL).
     """
 
     step_s: Quantity | None = None
@@ -58,6 +60,7 @@ class Compute:
     step_factor: AnyLaw | None = None
     layer_factor: AnyLaw | None = None
     depth_law: UniformDepth | None = None
+    block_io_s: NotNegative | tuple[NotNegative, ...] = 0.0
 
     def __post_init__(self) -> None:
         bases = [name for name in ("step_s", "layer_s", "flops_per_s") if getattr(self, name) is not None]
@@ -93,9 +96,11 @@ class Fleet:
     """The devices.
 
     n_devices: how many. compute: seconds of their work. uplink, downlink: their private links; one left out takes no time.
+    memory_bytes: for training, of each device; without it memory is no limit.
     """
 
     n_devices: Annotated[int, Ge(1)]
     compute: Compute = field(default_factory=lambda: Compute(step_s=1.0))
     uplink: Link | None = None
     downlink: Link | None = None
+    memory_bytes: Quantity | None = None

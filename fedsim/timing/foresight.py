@@ -17,6 +17,7 @@ from scipy import special
 from fedsim.delays import Classes, Constant, Empirical, Exponential
 from fedsim.facts import Array, IntArray, ModelShape, Task
 from fedsim.protocols import Law, NoClosedForm
+from fedsim.timing.demand import Demand
 from fedsim.timing.fleet import Link
 from fedsim.timing.weather import Weather
 
@@ -42,16 +43,26 @@ class Foresight:
     def shape(self) -> ModelShape:
         return self.weather.shape
 
+    @property
+    def memory_bytes(self) -> Array | None:
+        stated = self.weather.fleet.memory_bytes
+        return None if stated is None else self.weather.persistent(stated, "memory_bytes")
+
+    @property
+    def batch_size(self) -> IntArray:
+        return self.weather.plan.full_rows(np.arange(self.n_devices))
+
     # ---- means --------------------------------------------------------------------------------------------------
 
     def expected_compute_s(self, task: Task, devices: IntArray) -> Array:
         """Mean seconds of the task's local steps (one step if it has no cap), `[device]`."""
-        compute, plan, reach_cost = self.weather.fleet.compute, self.weather.plan, self.weather.reach_cost
-        n_steps = plan.rows_before(devices, np.full(len(devices), task.n_steps or 1)) / plan.full_rows(devices)
+        compute, plan, demand = self.weather.fleet.compute, self.weather.plan, Demand.of(self.weather, task, devices)
+        cap = demand.cap if task.n_steps is not None else np.ones(len(devices), dtype=np.int64)
+        n_steps = plan.rows_before(devices, cap) / plan.full_rows(devices)
         mean = float(np.prod([law.mean for law in (compute.task_factor, compute.step_factor) if law is not None]))
-        cost = reach_cost[self.n_layers if task.depth is None else task.depth]
+        cost = demand.cost
         if compute.layer_factor is not None:
-            cost = reach_cost[0] + (cost - reach_cost[0]) * compute.layer_factor.mean
+            cost = demand.reach[:, 0] + (cost - demand.reach[:, 0]) * compute.layer_factor.mean
         return np.asarray(self.weather.unit_s[devices] * cost * n_steps * mean)
 
     def expected_s(self, task: Task, devices: IntArray) -> Array:
@@ -59,11 +70,11 @@ class Foresight:
 
         Raises NoClosedForm where a rate is redrawn for each task and the mean of 1 / rate is infinite.
         """
-        fleet, suffix_bytes = self.weather.fleet, self.shape.suffix_bytes
-        depth = np.broadcast_to(np.asarray(self.n_layers if task.depth is None else task.depth), (len(devices),))
-        down_s = self._expected_link_s(fleet.downlink, "downlink", suffix_bytes[-1:], devices)
-        up_s = self._expected_link_s(fleet.uplink, "uplink", suffix_bytes[depth], devices)
-        return down_s + self.expected_compute_s(task, devices) + np.where(depth > 0, up_s, 0.0)
+        fleet, demand = self.weather.fleet, Demand.of(self.weather, task, devices)
+        up_bytes = demand.up_bytes_at(slice(None), demand.depth)
+        down_s = self._expected_link_s(fleet.downlink, "downlink", demand.down_bytes, devices)
+        up_s = self._expected_link_s(fleet.uplink, "uplink", up_bytes, devices)
+        return down_s + self.expected_compute_s(task, devices) + np.where(demand.depth > 0, up_s, 0.0)
 
     def _expected_link_s(self, link: Link | None, name: str, n_bytes: IntArray, devices: IntArray) -> Array:
         if link is None or not _is_redrawn(link):
@@ -102,9 +113,11 @@ class Foresight:
                     "needs transfer times that are fixed for each device; got a link redrawn for each task"
                 )
         no_task = np.zeros_like(everyone)
-        ready_s = weather.download_s(everyone, no_task)[:, None]
+        n_bytes = self.shape.suffix_bytes
+        ready_s = weather.download_s(everyone, no_task, n_bytes[-1])[:, None]
         if deadline_on == "arrival":
-            uploads_s = [weather.upload_s(everyone, no_task, np.full(self.n_devices, d)) for d in depths]
+            depth_of_all = [np.full(self.n_devices, d) for d in depths]
+            uploads_s = [weather.upload_s(everyone, no_task, d, n_bytes[d]) for d in depth_of_all]
             ready_s = ready_s + np.stack(uploads_s, axis=1)
         if compute.depth_law is not None:
             n_values = self.n_layers + 1 - compute.depth_law.lowest

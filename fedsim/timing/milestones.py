@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fedsim.facts import Array, IntArray, Task
+from fedsim.timing.demand import Demand
 from fedsim.timing.weather import Weather
 
-_UNCAPPED = np.iinfo(np.int64).max
 _KEPT_STEPS = 32  # step durations kept per send; later ones are looked up again (they are addressed, so equal)
 
 
@@ -39,14 +39,15 @@ class Progress(NamedTuple):
 class Work:
     """The compute part of the jobs of one send; columns `[job]`.
 
-    ready_s: offset at which the download is done. step_s: a full step over all layers at step factor 1.
-    cap: most local steps. depth: output-most layers trained; cost: their share of a step over all layers.
+    ready_s: offset at which the download is done. step_s: a full step over the whole model at step factor 1.
+    demand: what the task asks; cap, depth and cost (of a step over the task's layers, in full steps) are its own.
     """
 
     weather: Weather
     task: Task
     devices: IntArray
     ordinals: IntArray
+    demand: Demand
     ready_s: Array
     step_s: Array
     cap: IntArray
@@ -56,22 +57,24 @@ class Work:
 
     @classmethod
     def start(cls, weather: Weather, task: Task, devices: IntArray, ordinals: IntArray) -> Work:
-        n = len(devices)
-        full = weather.shape.n_layers
-        depth = np.broadcast_to(np.asarray(full if task.depth is None else task.depth, dtype=np.int64), (n,))
+        demand = Demand.of(weather, task, devices)
         return cls(
             weather=weather,
             task=task,
             devices=devices,
             ordinals=ordinals,
-            ready_s=weather.download_s(devices, ordinals),
+            demand=demand,
+            ready_s=weather.download_s(devices, ordinals, demand.down_bytes),
             step_s=weather.task_unit_s(devices, ordinals),
-            cap=np.broadcast_to(np.int64(_UNCAPPED if task.n_steps is None else task.n_steps), (n,)),
-            depth=depth,
-            cost=np.broadcast_to(weather.reach_cost[depth[0]], n)
-            if depth.strides == (0,) and n
-            else weather.reach_cost[depth],
+            cap=demand.cap,
+            depth=demand.depth,
+            cost=demand.cost,
         )
+
+    def upload_s(self, rows: IntArray | slice, depth: IntArray) -> Array:
+        """Seconds to upload what jobs with so many finished output-most layers push, `[row]`."""
+        n_bytes = self.demand.up_bytes_at(rows, depth)
+        return self.weather.upload_s(self.devices[rows], self.ordinals[rows], depth, n_bytes)
 
     @property
     def is_drawn(self) -> bool:
@@ -91,11 +94,13 @@ class Work:
         if self.weather.fleet.compute.layer_factor is None:
             return self._full_step_s(rows, first, n) * self.cost[rows][:, None]
         last = self.depth[rows][:, None] - 1
-        costs = [
-            np.take_along_axis(self.weather.layer_costs(self.devices[rows], self.ordinals[rows], s), last, axis=1)
-            for s in range(first, first + n)
-        ]
+        costs = [np.take_along_axis(self._layer_costs(rows, s), last, axis=1) for s in range(first, first + n)]
         return self._full_step_s(rows, first, n) * np.concatenate(costs, axis=1)
+
+    def _layer_costs(self, rows: IntArray | slice, step: int) -> Array:
+        """Until each depth of this step, in units of the task's full step, `[row, depth 1...]`."""
+        reach = self.demand.reach_of(rows)
+        return self.weather.layer_costs(self.devices[rows], self.ordinals[rows], step, reach)
 
     def _durations_s(self, rows: IntArray | slice, first: int, n: int) -> Array:
         if first + n > _KEPT_STEPS:
@@ -148,7 +153,15 @@ class Work:
         """Offset at which a job with a capped number of steps is through; infinite if only a stop ends it."""
         if self.task.n_steps is None or self.is_drawn:
             return np.full(len(self.devices), np.inf)
-        return self.step_end_s(self.task.n_steps)
+        if isinstance(self.task.n_steps, int | np.integer):
+            return self.step_end_s(int(self.task.n_steps))
+        if self.is_regular:
+            return self._regular_end_s(slice(None), self.cap)
+        ends = np.empty(len(self.devices))
+        for n_steps in np.unique(self.cap).tolist():
+            mine = self.cap == n_steps
+            ends[mine] = self.step_end_s(n_steps)[mine]
+        return ends
 
     def nth_step_s(self, n: int) -> float:
         """Offset at which the jobs together have finished `n` steps."""
@@ -217,7 +230,7 @@ class Work:
         for step in np.unique(n_steps[running]):
             mine = running[n_steps[running] == step]
             at = rows[mine]
-            costs = self.weather.layer_costs(self.devices[at], self.ordinals[at], int(step))
+            costs = self._layer_costs(at, int(step))
             reached = end_s[mine, None] + self._full_step_s(at, int(step), 1) * costs
             # The last layer asked for is the step's end, which alone decides about whole steps.
             is_asked = np.arange(1, reached.shape[1] + 1) < self.depth[at, None]
@@ -230,10 +243,10 @@ class Work:
         arrival = np.full(len(rows), np.inf)
         devices, ordinals = self.devices[rows], self.ordinals[rows]
         full = self._full_step_s(rows, 0, 1)
-        reached = self.ready_s[rows, None] + full * self.weather.layer_costs(devices, ordinals, 0)
+        reached = self.ready_s[rows, None] + full * self._layer_costs(rows, 0)
         drawn = self.weather.drawn_depth(devices, ordinals) if self.is_drawn else None
         for depth in range(1, self.weather.shape.n_layers + 1):
-            upload = self.weather.upload_s(devices, ordinals, np.full(len(rows), depth))
+            upload = self.upload_s(rows, np.full(len(rows), depth))
             # Under a depth law the layers are not timed: the device sends what it has as late as is in time.
             arrives = (
                 reached[:, depth - 1] + upload if drawn is None else np.maximum(self.ready_s[rows] + upload, within_s)

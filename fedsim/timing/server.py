@@ -20,6 +20,7 @@ from fedsim.facts import (
     Jobs,
     ModelShape,
     Task,
+    Terms,
     Wanted,
 )
 from fedsim.protocols import AnyOf, Arrivals, Condition, Elapsed, Learner, Policy, Steps, TotalSteps
@@ -33,6 +34,7 @@ from fedsim.timing.milestones import Progress, Work
 from fedsim.timing.weather import Weather
 
 _MOST_VERBS_WITHOUT_TIME = 10_000
+_VERBS_PER_UPLOAD = 10
 _CHUNK = 16_384  # jobs accounted for at once: their columns stay in the cache instead of being page-faulted anew
 
 
@@ -79,6 +81,14 @@ class SimServer:
     def shape(self) -> ModelShape:
         return self._weather.shape
 
+    @property
+    def memory_bytes(self) -> Array | None:
+        return self._foresight.memory_bytes
+
+    @property
+    def batch_size(self) -> IntArray:
+        return self._foresight.batch_size
+
     def expected_s(self, task: Task, devices: IntArray) -> Array:
         return self._foresight.expected_s(task, devices)
 
@@ -111,15 +121,18 @@ class SimServer:
         if self._jobs.is_busy[devices].any():
             busy = devices[self._jobs.is_busy[devices]][0]
             raise ValueError(f"device {busy} is busy; sample idle devices, or cancel its job first")
+        if task.pulls is not None and (self._jobs.ordinal[devices] < 0).any():
+            new = devices[self._jobs.ordinal[devices] < 0][0]
+            raise ValueError(f"device {new} has no model yet; let its first task pull all layers (pulls=None)")
         work = Work.start(self._weather, task, devices, self._jobs.next_ordinals(devices))
         self._jobs.add(work, devices, self._version, self.now_s)
         self._n_sent += len(devices)
         if task.arrive_within_s is not None:
             progress, arrived_s = work.latest_in_time(np.arange(len(devices)), task.arrive_within_s)
-            computed_s = arrived_s - self._weather.upload_s(devices, work.ordinals, progress.depth(work.depth))
+            computed_s = arrived_s - work.upload_s(slice(None), progress.depth(work.depth))
         else:
             progress, computed_s = Progress.whole(work.cap), work.finished_s()
-            arrived_s = computed_s + self._weather.upload_s(devices, work.ordinals, work.depth)
+            arrived_s = computed_s + work.upload_s(slice(None), work.depth)
         self._jobs.set_course(devices, progress, computed_s, arrived_s)
         version = np.broadcast_to(np.int64(self._version), devices.shape)
         return Jobs(devices, work.ordinals, version, np.broadcast_to(np.float64(self.now_s), devices.shape))
@@ -138,22 +151,23 @@ class SimServer:
         elapsed_s = self._jobs.elapsed_s(devices, self._moment)
         progress = work.progress(rows, elapsed_s)
         depth = progress.depth(work.depth[rows])
-        arrived_s = elapsed_s + self._weather.upload_s(devices, work.ordinals[rows], depth)
+        arrived_s = elapsed_s + work.upload_s(rows, depth)
         self._jobs.set_course(devices, progress, elapsed_s, np.where(depth > 0, arrived_s, np.inf))
 
     def cancel(self, jobs: Jobs) -> None:
         self._count_verb()
         self._close(self._jobs.of(jobs), "cancelled")
 
-    def take(self, jobs: Jobs) -> Contributions:
+    def take(self, jobs: Jobs, *, at_most: int | None = None) -> Contributions:
         self._count_verb()
         live = self._jobs.of(jobs)
-        here = live[self._jobs.has_happened(live, self._jobs.arrived_s[live], self._moment)]
+        here = live[self._jobs.has_happened(live, self._jobs.arrived_s[live], self._moment)][:at_most]
         groups = list(self._jobs.by_work(here))
         task_depth = _gathered(here, [(devices, work.depth[rows]) for work, devices, rows in groups])
-        updates = {work.task.update for work, _, _ in groups}
-        if len(updates) > 1:
-            raise ValueError("jobs of different update rules cannot be taken together")
+        terms = {work.task.terms for work, _, _ in groups}
+        if len(terms) > 1:
+            raise ValueError("jobs of different update rules, layers or sub-networks cannot be taken together")
+        rates = [(devices, work.demand.rate[rows]) for work, devices, rows in groups if work.demand.rate is not None]
         taken = Contributions(
             device=here,
             ordinal=self._jobs.ordinal[here],
@@ -164,20 +178,26 @@ class SimServer:
             n_samples=self._weather.plan.n_samples[here],
             arrived_s=self._jobs.start_s[here] + self._jobs.arrived_s[here],
             n_layers=self.shape.n_layers,
-            update=updates.pop() if updates else "descend",
+            terms=terms.pop() if terms else Terms(),
+            rate=_gathered(here, rates) if rates else None,
         )
         self._close(here, "taken")
         return taken
 
     def aggregate(
-        self, contributions: Contributions, weights: Array, *, base: Literal["from_start", "from_now"] = "from_start"
+        self,
+        contributions: Contributions,
+        weights: Array,
+        *,
+        base: Literal["from_start", "from_now"] = "from_start",
+        is_per_element: bool = False,
     ) -> AggregateReport:
         self._count_verb()
         if weights.shape != (len(contributions), self.shape.n_layers):
             raise ValueError(f"weights are {weights.shape}; need {(len(contributions), self.shape.n_layers)}")
         self._book.before_change(self.now_s)
         kept = np.unique(self._jobs.version[self._jobs.is_busy])
-        request = AggregateRequest(contributions, weights, base, self._version, kept, self._wanted)
+        request = AggregateRequest(contributions, weights, base, self._version, kept, self._wanted, is_per_element)
         report = self._learner.aggregate(request)
         self._version = report.version
         used = contributions.where(np.flatnonzero(weights.any(axis=1)))
@@ -252,8 +272,10 @@ class SimServer:
 
     def _count_verb(self) -> None:
         self._n_verbs += 1
-        if self._n_verbs > _MOST_VERBS_WITHOUT_TIME:
-            raise RunOver("stalled", f"{_MOST_VERBS_WITHOUT_TIME} verbs were spoken and no simulated time passed")
+        # A whole fleet may upload at one instant, one after another.
+        most = _MOST_VERBS_WITHOUT_TIME + _VERBS_PER_UPLOAD * self.n_devices
+        if self._n_verbs > most:
+            raise RunOver("stalled", f"{most} verbs were spoken and no simulated time passed")
 
     def play(self, policy: Policy) -> RunOver:
         """Run the policy's story to its end; returns how it ended. Jobs still under way are reported as open."""

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fedsim.facts import Array, BatchPlan, IntArray, ModelShape
+from fedsim.facts import Array, BadInput, BatchPlan, IntArray, ModelShape
 from fedsim.protocols import Law
 from fedsim.randomness import Luck
 from fedsim.timing.fleet import Fleet, Link
@@ -34,6 +34,14 @@ class Weather:
     clock_seed: int
     _drawn: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        """Raises BadInput for a list per layer of another length than the model's."""
+        for name in ("layer_s", "block_io_s"):
+            values = getattr(self.fleet.compute, name)
+            if isinstance(values, tuple) and len(values) != self.shape.n_layers:
+                message = f"{name} lists {len(values)} numbers but the model has {self.shape.n_layers} layers; give one per layer"
+                raise BadInput(message, at=("fleet", "compute", name))
+
     # ---- persistent ---------------------------------------------------------------------------------------------
 
     def persistent(self, stated: Stated, purpose: str) -> Array:
@@ -51,14 +59,38 @@ class Weather:
 
         Entry 0 is the forward pass, which comes first.
         """
-        compute = self.fleet.compute
+        return self.reach_cost_of(self.shape)
+
+    def reach_cost_of(self, part: ModelShape) -> Array:
+        """The same of a narrower model, as a share of a full step over the whole one, `[depth]`.
+
+        Stated seconds of a layer shrink like its FLOPs.
+        """
+        compute, whole = self.fleet.compute, self.shape
         if compute.layer_s is not None:
-            layers = np.broadcast_to(np.asarray(compute.layer_s, dtype=np.float64), (self.shape.n_layers,))
-            cost = compute.forward_s + np.concatenate([[0.0], np.cumsum(layers[::-1])])
-        else:
-            forward = self.shape.forward_flops.sum()
-            cost = forward + compute.backward_factor * np.maximum(self.shape.step_flops - forward, 0.0)
-        return np.asarray(cost / cost[-1])
+            layers = np.broadcast_to(np.asarray(compute.layer_s, dtype=np.float64), (whole.n_layers,))
+            full_flops = _backward_flops(whole)
+            left = np.divide(_backward_flops(part), full_flops, out=np.ones_like(full_flops), where=full_flops > 0)
+            own = layers * left
+            forward_s = compute.forward_s
+            if forward_s and part is not whole:
+                forward_s = forward_s * (part.forward_flops.sum() / whole.forward_flops.sum())
+            cost = forward_s + np.concatenate([[0.0], np.cumsum(own[::-1])])
+            full = compute.forward_s + layers.sum()
+            return np.asarray(cost / (cost[-1] if part is whole else full))
+        cost, full_cost = (self._counted_flops(shape) for shape in (part, whole))
+        return np.asarray(cost / full_cost[-1])
+
+    def _counted_flops(self, shape: ModelShape) -> Array:
+        """Until each depth of a step on one row, `[depth]`; a FLOP of the backward pass counts `backward_factor` times."""
+        forward = shape.forward_flops.sum()
+        return np.asarray(forward + self.fleet.compute.backward_factor * np.maximum(shape.step_flops - forward, 0.0))
+
+    @cached_property
+    def block_io_s(self) -> Array:
+        """Seconds in each step to bring in the layers that do not train, `[depth]`."""
+        per_layer = np.broadcast_to(np.asarray(self.fleet.compute.block_io_s, dtype=np.float64), (self.shape.n_layers,))
+        return np.concatenate([[0.0], np.cumsum(per_layer)])[::-1]
 
     @cached_property
     def unit_s(self) -> Array:
@@ -71,9 +103,11 @@ class Weather:
             base = np.full(n, compute.forward_s + layers.sum())
         else:
             assert compute.flops_per_s is not None  # Compute has exactly one base
-            forward = self.shape.forward_flops.sum()
-            flops = forward + compute.backward_factor * (self.shape.step_flops[-1] - forward)
-            base = flops * self.plan.full_rows(np.arange(n)) / self.persistent(compute.flops_per_s, "flops_per_s")
+            base = (
+                self._counted_flops(self.shape)[-1]
+                * self.plan.full_rows(np.arange(n))
+                / self.persistent(compute.flops_per_s, "flops_per_s")
+            )
         if compute.device_factor is None:
             return base
         return base * self.persistent(compute.device_factor, "device_factor")
@@ -103,16 +137,18 @@ class Weather:
         share = self.plan.rows(devices, first, n) / self.plan.full_rows(devices)[:, None]
         return share if factors is None else factors * share
 
-    def layer_costs(self, devices: IntArray, ordinals: IntArray, step: int) -> Array:
-        """Seconds until each depth of this step is reached, in units of the task's full step, `[job, depth 1...]`."""
+    def layer_costs(self, devices: IntArray, ordinals: IntArray, step: int, reach: Array) -> Array:
+        """Seconds until each depth of this step is reached, in units of the task's full step, `[job, depth 1...]`.
+
+        reach: the same without luck, `[job or 1, depth 0...]`.
+        """
         law = self.fleet.compute.layer_factor
         if law is None:
-            return np.broadcast_to(self.reach_cost[1:], (len(devices), self.shape.n_layers))
-        own = np.diff(self.reach_cost)
+            return np.broadcast_to(reach[:, 1:], (len(devices), self.shape.n_layers))
         draws = [
             self._factor(law, "layer_factor", devices, ordinals, step, lane) for lane in range(self.shape.n_layers)
         ]
-        return np.asarray(self.reach_cost[0] + np.cumsum(own * np.stack(draws, axis=1), axis=1))
+        return np.asarray(reach[:, :1] + np.cumsum(np.diff(reach) * np.stack(draws, axis=1), axis=1))
 
     def drawn_depth(self, devices: IntArray, ordinals: IntArray) -> IntArray:
         """Layers finished when stopped, under the fleet's depth law."""
@@ -137,11 +173,17 @@ class Weather:
 
         return value(link.latency_s, "latency_s") + 8.0 * np.asarray(n_bytes) / value(link.rate_bits_per_s, "rate")
 
-    def download_s(self, devices: IntArray, ordinals: IntArray) -> Array:
-        """Seconds to pull the whole model (a full forward pass needs every layer)."""
-        return self.link_s(self.fleet.downlink, "downlink", int(self.shape.suffix_bytes[-1]), devices, ordinals)
+    def download_s(self, devices: IntArray, ordinals: IntArray, n_bytes: IntArray | int) -> Array:
+        """Seconds to pull so many bytes."""
+        return self.link_s(self.fleet.downlink, "downlink", n_bytes, devices, ordinals)
 
-    def upload_s(self, devices: IntArray, ordinals: IntArray, depth: IntArray) -> Array:
-        """Seconds to send the `depth` output-most layers; nothing to send takes no time."""
-        sent = self.link_s(self.fleet.uplink, "uplink", self.shape.suffix_bytes[depth], devices, ordinals)
-        return np.where(depth > 0, sent, 0.0)
+    def upload_s(self, devices: IntArray, ordinals: IntArray, depth: IntArray, n_bytes: IntArray) -> Array:
+        """Seconds to push so many bytes, of `depth` output-most layers; no layers take no time."""
+        pushed = self.link_s(self.fleet.uplink, "uplink", n_bytes, devices, ordinals)
+        return np.where(depth > 0, pushed, 0.0)
+
+
+def _backward_flops(shape: ModelShape) -> Array:
+    """Of each layer, `[layer]`; the input layer hands no gradient on."""
+    handed_on = np.concatenate([[0.0], shape.input_gradient_flops[1:]])
+    return np.asarray(shape.weight_gradient_flops + handed_on)

@@ -37,14 +37,18 @@ class Traits:
 
 
 def groups(
-    contributions: Contributions, table: Array, plan: BatchPlan, traits: Traits
+    contributions: Contributions, table: Array, plan: BatchPlan, traits: Traits, *, from_own: bool = False
 ) -> Iterator[tuple[str, IntArray]]:
-    """(kernel, contributions that it trains); every contribution that holds anything appears once."""
+    """(kernel, contributions that it trains); every contribution that holds anything appears once.
+
+    from_own: whether devices start from weights of their own, or are drawn back to where they started; then only kernels
+        that hold each device's weights can train them.
+    """
     left = np.arange(len(contributions))
     if traits.mixes_rows:
         yield reference.NAME, left
         return
-    is_batch = one_batch.can_train(contributions, table)
+    is_batch = one_batch.can_train(contributions, table) & (not from_own)
     if is_batch.any():
         yield one_batch.NAME, left[is_batch]
     left = left[~is_batch]
@@ -52,7 +56,7 @@ def groups(
     rest = left[~is_whole]
     for depth in np.unique(contributions.task_depth[left[is_whole]]).tolist():
         mine = left[is_whole & (contributions.task_depth[left] == depth)]
-        is_low = _is_low_rank(contributions.where(mine), plan, traits, depth)
+        is_low = _is_low_rank(contributions.where(mine), plan, traits, depth) & (not from_own)
         if is_low.any():
             yield low_rank.NAME, mine[is_low]
         others = mine[~is_low]
@@ -60,7 +64,7 @@ def groups(
             continue
         if _can_stack(contributions.where(others), plan, traits, depth):
             yield stacked.NAME, others
-        elif traits.on_cuda:
+        elif traits.on_cuda and not from_own:
             yield mapped.NAME, others
         else:
             rest = np.concatenate([rest, others])

@@ -24,6 +24,7 @@ class Cohort:
 
     start: the weights that they pulled, `[parameter]`. rate: their learning rate.
     table: weights `[contribution, layer]`. target: which of the sums each enters, `[contribution]`.
+    own: how far each device's own start is from that, `[contribution][parameter]`; None if all start alike.
     """
 
     start: Tensors
@@ -31,14 +32,25 @@ class Cohort:
     contributions: Contributions
     table: Array
     target: IntArray
+    own: Sequence[Tensors] | None = None
 
     def __len__(self) -> int:
         return len(self.contributions)
 
     def where(self, rows: BoolArray | IntArray) -> Cohort:
         return replace(
-            self, contributions=self.contributions.where(rows), table=self.table[rows], target=self.target[rows]
+            self,
+            contributions=self.contributions.where(rows),
+            table=self.table[rows],
+            target=self.target[rows],
+            own=None if self.own is None else [self.own[k] for k in np.arange(len(self))[rows].tolist()],
         )
+
+    def start_of(self, k: int) -> Tensors:
+        """Where contribution `k` starts, `[parameter]`."""
+        if self.own is None:
+            return self.start
+        return [s + o for s, o in zip(self.start, self.own[k], strict=True)]
 
 
 @dataclass

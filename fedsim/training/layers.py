@@ -11,7 +11,7 @@ Nothing here draws from torch's global generator or touches a parameter's `.grad
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from fedsim.facts import BadInput, ModelShape
+from fedsim.facts import BadInput, IntArray, ModelShape
 from fedsim.randomness import Luck
 from fedsim.training.flops import FlopCount
 from fedsim.training.loss import CROSS_ENTROPY, Loss
@@ -31,6 +31,7 @@ from fedsim.training.weights_file import read_weights
 
 _AT = ("model",)
 _WIRE_BYTES = 4  # a parameter travels as float32, whatever the precision of training
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # exact types: a subclass may keep something else
 _FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 
 
@@ -48,7 +49,7 @@ class Chain:
         """The chain of a module whose inputs are `[sample, *input_shape]`.
 
         Raises BadInput if the model is not a chain of blocks, if a parameter belongs to no block or to two, if a block
-        has none, and for BatchNorm and active Dropout. Checked on a copy with random parameters: the module, its
+        has none, for active Dropout, and for running statistics of anything but ordinary BatchNorm. Checked on a copy with random parameters: the module, its
         gradients and torch's generator stay as they were.
         """
         names, blocks = _named_blocks(module)
@@ -66,30 +67,45 @@ class Chain:
         """The parameters of one block, in the module's own order."""
         return list(self.blocks[layer].parameters())
 
+    def norms_of(self, layer: int) -> list[_BatchNorm]:
+        """The modules of one block that keep running statistics."""
+        return [
+            part for part in self.blocks[layer].modules() if isinstance(part, _BatchNorm) and _keeps_statistics(part)
+        ]
+
+    def statistics_of(self, layer: int) -> list[Tensor]:
+        """Running means and variances of one block: what it has learned without a gradient."""
+        # The third, a count of batches, is only needed by averages over all batches ever seen, which are refused.
+        found = [statistic for norm in self.norms_of(layer) for statistic in (norm.running_mean, norm.running_var)]
+        return [statistic for statistic in found if statistic is not None]
+
 
 def measure(chain: Chain, input_shape: Sequence[int]) -> ModelShape:
-    """Exact costs of each block for one sample of `[*input_shape]`; bytes are those of float32.
+    """Exact costs of each block for one sample of `[*input_shape]`; bytes are those of float32, running statistics included.
 
     Weight-gradient FLOPs are counted on a backward pass through the block whose input needs no gradient, input-gradient
     FLOPs are what it costs more when the input needs one. Raises BadInput if a block's FLOPs are not proportional to
     the number of samples.
     """
-    costs_of_2, costs_of_3 = _block_costs(chain, input_shape, 2), _block_costs(chain, input_shape, 3)
+    with statistics_kept(chain.module):
+        costs_of_2, costs_of_3 = _block_costs(chain, input_shape, 2), _block_costs(chain, input_shape, 3)
     for name, two, three in zip(chain.names, costs_of_2, costs_of_3, strict=True):
         if (3 * two != 2 * three).any():
             raise BadInput(
                 f"block {name} costs {two[0]} FLOPs for 2 samples but {three[0]} for 3; make it proportional", _AT
             )
-    forward, weight_gradient, input_gradient, n_activations = np.stack(costs_of_2, axis=1) // 2
-    n_parameters = np.array([sum(p.numel() for p in block.parameters()) for block in chain.blocks], dtype=np.int64)
+    forward, weight_gradient, input_gradient, n_activations, n_kept_activations = np.stack(costs_of_2, axis=1) // 2
+    n_parameters = _n_numbers(chain.parameters_of(layer) for layer in range(chain.n_layers))
+    n_statistics = _n_numbers(chain.statistics_of(layer) for layer in range(chain.n_layers))
     return ModelShape(
         layer_names=chain.names,
         n_parameters=n_parameters,
-        parameter_bytes=_WIRE_BYTES * n_parameters,
+        parameter_bytes=_WIRE_BYTES * (n_parameters + n_statistics),
         forward_flops=forward.astype(np.float64),
         weight_gradient_flops=weight_gradient.astype(np.float64),
         input_gradient_flops=input_gradient.astype(np.float64),
         n_activations=n_activations,
+        n_kept_activations=n_kept_activations,
     )
 
 
@@ -117,7 +133,7 @@ def load_initial_weights(chain: Chain, path: str | Path) -> None:
 def input_dims(chain: Chain, input_shape: Sequence[int]) -> list[int]:
     """Dimensions of what each block takes in, the sample's among them, `[layer]`."""
     x, found = _example(chain, input_shape, n_samples=2), []
-    with torch.no_grad():
+    with torch.no_grad(), statistics_kept(chain.module):
         for block in chain.blocks:
             found.append(x.dim())
             x = block(x.clone())
@@ -129,6 +145,8 @@ def mixes_rows(chain: Chain, input_shape: Sequence[int]) -> bool:
 
     Then a batch of many devices is not many batches, and only a loop over devices trains such a model.
     """
+    if any(chain.norms_of(layer) for layer in range(chain.n_layers)):
+        return True
     x = _example(chain, input_shape, n_samples=3)
     with torch.no_grad():
         together = chain.module(x.clone())
@@ -137,6 +155,40 @@ def mixes_rows(chain: Chain, input_shape: Sequence[int]) -> bool:
         except _FORWARD_ERRORS:  # statistics over one sample can be impossible, which says it as well
             return True
     return not torch.allclose(together, apart, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def needs_two_rows(chain: Chain, input_shape: Sequence[int]) -> bool:
+    """Whether a batch of one row cannot be trained on, as where a channel has one number for each row to be normalised."""
+    try:
+        with torch.no_grad(), statistics_kept(chain.module), in_training(chain.module):
+            chain.module(_example(chain, input_shape, n_samples=1))
+    except _FORWARD_ERRORS:
+        return True
+    return False
+
+
+@contextmanager
+def in_training(module: nn.Module) -> Iterator[None]:
+    """Inside, the module is in training mode; afterwards each part is in the mode that it was in."""
+    before = [(part, part.training) for part in module.modules()]
+    module.train()
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Whatever passes through inside, running statistics are afterwards what they were."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                buffer.copy_(values)
 
 
 # ---- what a chain is ------------------------------------------------------------------------------------------------
@@ -158,30 +210,45 @@ def _named_blocks(module: nn.Module) -> tuple[tuple[str, ...], tuple[nn.Module, 
 
 def _refuse_coupling(module: nn.Module) -> None:
     for name, part in module.named_modules():
-        if isinstance(part, _NormBase) and part.track_running_stats:
-            raise BadInput(
-                f"{name} ({type(part).__name__}) keeps running statistics, which tie samples and devices together; "
-                f"use GroupNorm",
-                _AT,
-            )
+        if isinstance(part, _NormBase) and _keeps_statistics(part):
+            _check_statistics(name, part)
         if isinstance(part, _DropoutNd) and part.p > 0:
             raise BadInput(
                 f"{name} ({type(part).__name__}) would need luck of its own on every device; leave it out", _AT
             )
 
 
+def _keeps_statistics(part: _NormBase) -> bool:
+    return part.track_running_stats and part.running_mean is not None
+
+
+def _check_statistics(name: str, part: _NormBase) -> None:
+    if type(part) not in _BATCH_NORMS:
+        raise BadInput(
+            f"{name} ({type(part).__name__}) keeps running statistics, which devices can only share of BatchNorm1d, "
+            f"BatchNorm2d and BatchNorm3d; use one of these, or GroupNorm",
+            _AT,
+        )
+    if part.momentum is None:
+        raise BadInput(
+            f"{name} ({type(part).__name__}) without a momentum averages over all batches that it has ever seen, which "
+            f"devices cannot share; give it a momentum, such as 0.1",
+            _AT,
+        )
+
+
 def _refuse_homeless_parameters(chain: Chain) -> None:
-    home: dict[nn.Parameter, str] = {}
-    for name, block in zip(chain.names, chain.blocks, strict=True):
+    home: dict[Tensor, str] = {}
+    for layer, (name, block) in enumerate(zip(chain.names, chain.blocks, strict=True)):
         mine = list(block.parameters())
         if not mine:
             raise _not_a_chain(
                 f"block {name} ({type(block).__name__}) has no parameters; put it inside the next or the previous block"
             )
-        for parameter in mine:
-            if parameter in home:
-                raise _not_a_chain(f"blocks {home[parameter]} and {name} share a parameter; give each its own")
-            home[parameter] = name
+        for tensor in [*mine, *chain.statistics_of(layer)]:
+            if tensor in home:
+                raise _not_a_chain(f"blocks {home[tensor]} and {name} share a parameter; give each its own")
+            home[tensor] = name
     for name, parameter in chain.module.named_parameters():
         if parameter not in home:
             raise _not_a_chain(f"parameter {name} belongs to no block; put it inside one")
@@ -239,8 +306,12 @@ def _not_a_chain(reason: str) -> BadInput:
 # ---- what it costs --------------------------------------------------------------------------------------------------
 
 
+def _n_numbers(tensors: Iterable[Sequence[Tensor]]) -> IntArray:
+    return np.array([sum(tensor.numel() for tensor in own) for own in tensors], dtype=np.int64)
+
+
 def _block_costs(chain: Chain, input_shape: Sequence[int], n_samples: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-    """Of `n_samples` together: forward, weight-gradient, input-gradient FLOPs and activations, `[layer][4]`."""
+    """Of `n_samples` together: forward, weight-gradient, input-gradient FLOPs, outputs, numbers kept, `[layer][5]`."""
     x = _example(chain, input_shape, n_samples)
     costs = []
     for block in chain.blocks:
@@ -248,7 +319,8 @@ def _block_costs(chain: Chain, input_shape: Sequence[int], n_samples: int) -> li
             out = block(x)
         weights = _backward_flops(block, x, with_input=False)
         both = _backward_flops(block, x, with_input=True)
-        costs.append(np.array([forward.flops, weights, both - weights, out.numel()], dtype=np.int64))
+        found = [forward.flops, weights, both - weights, out.numel(), forward.n_outputs]
+        costs.append(np.array(found, dtype=np.int64))
         x = out
     return costs
 

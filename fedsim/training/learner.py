@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.facts import (
     AggregateReport,
@@ -19,23 +20,14 @@ from fedsim.facts import (
     LayerStatistics,
     ModelShape,
 )
-from fedsim.training import (
-    choice,
-    loop,
-    low_rank,
-    mapped,
-    one_batch,
-    passes,
-    reference,
-    stacked,
-    update_statistics,
-)
+from fedsim.training import choice, kernels, passes, reference, update_statistics
 from fedsim.training.cohort import Cohort, Workbench
+from fedsim.training.own_layers import OwnLayers
 from fedsim.training.resident import Resident
 from fedsim.training.server_step import ServerStep
 from fedsim.training.state import Tensors
+from fedsim.training.subnetworks import Subnetworks
 
-_KERNELS = {kernel.NAME: kernel.add for kernel in (one_batch, low_rank, stacked, mapped, loop, reference)}
 _AHEAD_BYTES, _MOST_AHEAD = 2**28, 256  # of sums for requests still to come
 
 
@@ -44,7 +36,7 @@ class TorchLearner:
     """All learning state of one run. Implements `fedsim.protocols.Learner`.
 
     weights: the global model of now, `[parameter]`. Older versions are kept as long as a job under way may name them.
-    machine: how torch was set up. kernels: how many contributions each kernel has trained.
+    machine: how torch was set up. subnetworks: narrower models to train. kernels: how many contributions each kernel has trained.
     ahead: the requests that are still to come, if they are known (a clock that waits for nobody can be played
         beforehand); contributions to later requests are trained together with those of now that pulled the same model.
     """
@@ -55,11 +47,15 @@ class TorchLearner:
     server_step: ServerStep
     weights: Tensors
     machine: dict[str, Any]
+    subnetworks: Subnetworks
     kernels: dict[str, int] = field(default_factory=dict)
     ahead: Sequence[AggregateRequest] = ()
     _n_requests: int = 0
     _older: dict[int, Tensors] = field(default_factory=dict)
     _sums: dict[int, _Sum] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.own_layers = OwnLayers(self.at.model, np.zeros(self.shape.n_layers, dtype=np.int64))
 
     @property
     def shape(self) -> ModelShape:
@@ -86,7 +82,12 @@ class TorchLearner:
         """`new_l = old_l + sum_k W[k, l] delta_k,l`, without ever keeping a device's model."""
         contributions, table = request.used
         statistics = None
-        if request.wanted:
+        terms, wanted = contributions.terms, request.wanted - {"change_norm"}
+        if terms.subnetwork is not None:
+            change, computed_flops, statistics = self._with_subnetworks(request)
+        elif terms.pulls is not None or terms.pushes is not None:
+            change, computed_flops, statistics = self._with_own_layers(request)
+        elif wanted:
             change, computed_flops, statistics = self._with_statistics(request)
         else:
             self._train_what_is_due(request)
@@ -95,7 +96,11 @@ class TorchLearner:
         self._n_requests += 1
         if request.base == "from_now":
             self._move_to_now(change, contributions, table, request.version)
-        touched = [i for i, layer in enumerate(self.at.model.layer_of) if table[:, layer].any()]
+        touched = [i for i, column in enumerate(self.at.model.columns(contributions)) if table[:, column].any()]
+        for i in self.at.model.statistics:
+            # A correction goes beyond the devices' own (SALF's 1 / (1 - p)); beyond theirs a variance may be negative.
+            total = float(table[:, self.at.model.columns(contributions)[i]].sum())
+            change[i].div_(max(total, 1.0))
         report = self._apply(change, touched, request)
         return replace(report, computed_flops=computed_flops, statistics=statistics)
 
@@ -134,15 +139,7 @@ class TorchLearner:
 
     def _train(self, changes: Sequence[Tensors], cohort: Cohort) -> float:
         """Train a cohort, each contribution by the kernel chosen for it; returns the FLOPs that it took."""
-        before = self.at.model.computed_flops
-        chosen = [(reference.NAME, np.arange(len(cohort)))]
-        if self.at.training.engine == "auto":
-            groups = choice.groups(cohort.contributions, cohort.table, self.at.batches.plan, self.traits)
-            chosen = list(groups)
-        for kernel, group in chosen:
-            _KERNELS[kernel](changes, cohort.where(group), self.at)
-            self.kernels[kernel] = self.kernels.get(kernel, 0) + len(group)
-        return self.at.model.computed_flops - before
+        return kernels.train(changes, cohort, self.at, self.traits, self.kernels)
 
     def _share(self, flops: float, mine: Contributions, everyone: Contributions) -> float:
         """What of the FLOPs of contributions trained together belongs to some of them: as their devices' work."""
@@ -154,22 +151,34 @@ class TorchLearner:
         return [torch.zeros_like(w) for w in self.weights]
 
     def _with_statistics(self, request: AggregateRequest) -> tuple[Tensors, float, LayerStatistics]:
-        change, flops = self._zeros(), 0.0
-        contributions, table = request.used
-        found = LayerStatistics(contributions.device, np.zeros(table.shape), None)
-        cohorts = []
+        change, (contributions, table) = self._zeros(), request.used
+        cohorts = self._cohorts(contributions, table, request.version)
+        flops, found = update_statistics.add(change, cohorts, self._train, self.at.model, request.wanted)
+        return change, flops, found
+
+    def _cohorts(self, contributions: Contributions, table: Array, now: int) -> list[tuple[IntArray, Cohort]]:
+        """Contributions by the version that they pulled: (their rows, cohort)."""
+        found = []
         for version in np.unique(contributions.version).tolist():
             rows = np.flatnonzero(contributions.version == version)
-            mine = contributions.where(rows)
-            cohorts.append((rows, self._cohort(mine, table[rows], np.zeros(len(rows), np.int64), request.version)))
-        for rows, cohort in cohorts:
-            flops += update_statistics.add_norms(change, found.squared_norm, rows, cohort, self._train, self.at)
-        if "update_distance" in request.wanted:
-            distance = np.zeros(table.shape)
-            for rows, cohort in cohorts:
-                flops += update_statistics.add_distances(change, distance, rows, cohort, self._train, self.at)
-            found = replace(found, squared_distance=distance)
-        return change, flops, found
+            target = np.zeros(len(rows), dtype=np.int64)
+            found.append((rows, self._cohort(contributions.where(rows), table[rows], target, now)))
+        return found
+
+    def _with_own_layers(self, request: AggregateRequest) -> tuple[Tensors, float, LayerStatistics | None]:
+        """Of devices that keep layers to themselves: everybody trains, because their next tasks start from here."""
+        _refuse_from_now(request)
+        change, contributions = self._zeros(), request.contributions
+        table = np.where(contributions.holds_layer, request.weights, 0.0)
+        cohorts = self._cohorts(contributions, table, request.version)
+        flops, statistics = self.own_layers.add(change, cohorts, self._train, request.wanted - {"change_norm"})
+        return change, flops, statistics
+
+    def _with_subnetworks(self, request: AggregateRequest) -> tuple[Tensors, float, LayerStatistics | None]:
+        _refuse_from_now(request)
+        contributions, table = request.used
+        cohorts = self._cohorts(contributions, table, request.version)
+        return self.subnetworks.add(self._zeros(), cohorts, request, self.kernels)
 
     # ---- the global model -------------------------------------------------------------------------------------------
 
@@ -179,27 +188,48 @@ class TorchLearner:
             if version == now:
                 continue
             weight = table[contributions.version == version].sum(axis=0)
-            for i, layer in enumerate(self.at.model.layer_of):
-                change[i].add_(self._older[version][i] - self.weights[i], alpha=float(weight[layer]))
+            for i, column in enumerate(self.at.model.columns(contributions)):
+                change[i].add_(self._older[version][i] - self.weights[i], alpha=float(weight[column]))
 
     def _apply(self, change: Tensors, touched: list[int], request: AggregateRequest) -> AggregateReport:
         version = request.version + bool(touched)
+        before = [self.weights[i].clone() for i in touched] if self.server_step.has_state else None
         if touched:
             if request.version in request.kept_versions:
                 self._older[request.version] = [w.clone() for w in self.weights]
-            self.server_step.apply(self.weights, change, touched)
+            has_gradient = self.at.model.has_gradient
+            self.server_step.apply(self.weights, change, [i for i in touched if has_gradient[i]])
+            for i in touched:
+                if not has_gradient[i]:  # running statistics are averaged; a step along them means nothing
+                    self.weights[i].add_(change[i])
         kept = set(request.kept_versions.tolist())
         self._older = {v: weights for v, weights in self._older.items() if v in kept}
         is_finite = all(bool(torch.isfinite(self.weights[i]).all()) for i in touched)
-        return AggregateReport(version=version, is_finite=is_finite, computed_flops=0.0)
+        moved = [change[i] for i in touched]
+        if before is not None:
+            moved = [self.weights[i] - was for i, was in zip(touched, before, strict=True)]
+        layers = [self.at.model.layer_of[i] for i in touched]
+        self.own_layers.changed_at[layers] = version
+        return AggregateReport(version, is_finite, computed_flops=0.0, change_norm=self._norms(moved, touched))
+
+    def _norms(self, moved: Tensors, touched: list[int]) -> Array:
+        """L2 norms of what the parameters moved, `[layer]`."""
+        squares = np.zeros(self.shape.n_layers)
+        for i, tensor in zip(touched, moved, strict=True):
+            if self.at.model.has_gradient[i]:
+                norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+                squares[self.at.model.layer_of[i]] += float(norm) ** 2
+        return np.sqrt(squares)
 
     @torch.no_grad()
     def evaluate(self, n_rows: int | None = None) -> Evaluation:
-        """Accuracy (NaN without classes) and mean loss of the global model on the first `n_rows` evaluation rows (all if None)."""
+        """Accuracy (NaN without classes), also by label, and mean loss of the global model on the first `n_rows` evaluation rows (all if None)."""
         model = self.at.model
         weights = model.ready(self.weights)
+        if self.at.training.batch_norm == "static":
+            model.take_statistics(self.at.data)
         n = len(self.evaluation) if n_rows is None else min(n_rows, len(self.evaluation))
-        sums: list[tuple[float, float]] = []
+        sums: list[tuple[Tensor | None, float]] = []
 
         def evaluate(begin: int, end: int) -> Any:
             x, labels = self.evaluation.between(begin, end)
@@ -208,7 +238,14 @@ class TorchLearner:
             return lambda: sums.append((n_right, loss))
 
         self.at.each(n, evaluate)
-        return Evaluation(accuracy=sum(right for right, _ in sums) / n, loss=sum(loss for _, loss in sums) / n)
+        loss = sum(loss for _, loss in sums) / n
+        found = [n_right for n_right, _ in sums if n_right is not None]
+        if not found:
+            return Evaluation(np.nan, loss)
+        n_right = torch.stack(found).sum(dim=0).cpu()
+        n_of_label = self.evaluation.labels[:n].bincount(minlength=len(n_right)).cpu()
+        label_accuracy = n_right.double() / n_of_label  # no row of a label: 0 / 0, which is NaN
+        return Evaluation(int(n_right.sum()) / n, loss, label_accuracy.numpy())
 
 
 @dataclass
@@ -218,6 +255,11 @@ class _Sum:
     change: Tensors
     computed_flops: float = 0.0
     versions: set[int] = field(default_factory=set)
+
+
+def _refuse_from_now(request: AggregateRequest) -> None:
+    if request.base == "from_now":
+        raise ValueError('base="from_now" mixes whole models; leave it out for layers that are kept and sub-networks')
 
 
 def _of_version(request: AggregateRequest, version: int) -> tuple[Contributions, Array]:

@@ -54,16 +54,17 @@ def _train_each(
 ) -> None:
     descend = cohort.contributions.update == "descend"
     for k, batches in enumerate(of_device, start=begin):
-        at.model.load(cohort.start, depth)
+        start = cohort.start_of(k)
+        at.model.load(start, depth)
         change = changes[int(cohort.target[k])]
         scales = (-cohort.rate * cohort.table[k, list(at.model.layer_of)]).tolist()
-        _train_one(change, scales, batches, depth, cohort.rate if descend else 0.0, at)
+        _train_one(change, scales, batches, depth, cohort.rate if descend else 0.0, start, at)
 
 
 def _train_one(
-    change: Tensors, scales: list[float], batches: list[_Batch], depth: int, rate: float, at: Workbench
+    change: Tensors, scales: list[float], batches: list[_Batch], depth: int, rate: float, start: Tensors, at: Workbench
 ) -> None:
-    """The steps of one device; a rate of 0 leaves the weights where they are and sums the gradients."""
+    """The steps of one device from `start`; a rate of 0 leaves the weights where they are and sums the gradients."""
     model, settings = at.model, at.training
     blocks = model.blocks[model.n_layers - depth :]
     weights, velocity = model.by_block(model.parameters[model.first_of(depth) :], depth), dict[int, Tensor]()
@@ -82,6 +83,8 @@ def _train_one(
         here = model.parameters[first:]
         if settings.weight_decay:
             torch._foreach_add_(parts, here, alpha=settings.weight_decay)
+        if settings.proximal and number:
+            torch._foreach_add_(parts, torch._foreach_sub(here, start[first:]), alpha=settings.proximal)
         if settings.momentum and rate:
             for i, part in enumerate(parts, start=first):
                 velocity[i] = velocity[i].mul_(settings.momentum).add_(part) if i in velocity else part

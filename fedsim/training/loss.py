@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,8 +39,8 @@ class Loss(Protocol):
         scale: `[row, 1]`, or anything that broadcasts to it.
         """
 
-    def n_right(self, out: Tensor, labels: Tensor) -> float:
-        """Rows whose label is the largest output; NaN where there are no classes."""
+    def n_right(self, out: Tensor, labels: Tensor) -> Tensor | None:
+        """Rows of each label whose label is the largest output, `[label]`; None where there are no classes."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class CrossEntropy:
         gradient = out.softmax(1)
         return gradient.scatter_add_(1, right, gradient.new_full((1, 1), -1.0).expand(right.shape)).mul_(scale)
 
-    def n_right(self, out: Tensor, labels: Tensor) -> float:
-        return float((out.argmax(dim=1) == labels).sum())
+    def n_right(self, out: Tensor, labels: Tensor) -> Tensor | None:
+        return labels[out.argmax(dim=1) == labels].bincount(minlength=out.shape[1])
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ class HalfSquaredNorm:
     def gradient(self, out: Tensor, labels: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG002  one signature
         return out * scale
 
-    def n_right(self, out: Tensor, labels: Tensor) -> float:  # noqa: ARG002  one signature for all losses
-        return np.nan
+    def n_right(self, out: Tensor, labels: Tensor) -> Tensor | None:  # noqa: ARG002  one signature for all losses
+        return None
 
 
 CROSS_ENTROPY = CrossEntropy()

@@ -185,6 +185,33 @@ class Relu:
         return [], _threshold_backward(first(gradient, n_on), first(tape, n_on), 0) if n_on else None
 
 
+class Scaled(nn.Module):
+    """A module that multiplies by a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Scale:
+    """`Scaled`, in place if it may be."""
+
+    n_parameters = 0
+    can_stack = True
+
+    def __init__(self, factor: float, *, in_place: bool) -> None:
+        self.factor, self.in_place = factor, in_place
+
+    def forward(self, x: Tensor, own: Sequence[Tensor], n: int, n_on: int, n_stacked: int) -> tuple[Tensor, Any]:
+        return x.mul_(self.factor) if self.in_place else x * self.factor, None
+
+    def backward(self, tape: Any, own: Sequence[Tensor], gradient: Tensor, n_on: int) -> tuple[Tensors, Tensor | None]:
+        return [], first(gradient, n_on) * self.factor if n_on else None
+
+
 class MaxPool2d:
     """nn.MaxPool2d."""
 

@@ -21,6 +21,11 @@ class ServerStep:
         if settings is not None and settings.kind == "adam":
             self._second = [torch.full_like(w, settings.adaptivity**2) for w in weights]
 
+    @property
+    def has_state(self) -> bool:
+        """Whether the model moves by anything but the sum of changes itself."""
+        return self._settings is not None
+
     def apply(self, weights: Tensors, change: Tensors, touched: list[int]) -> None:
         """weights[i] moves by change[i] for each parameter i in `touched`."""
         for i in touched:

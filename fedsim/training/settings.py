@@ -32,6 +32,9 @@ class Tuning:
     chunk_rows: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
 
 
+BatchNormMode = Literal["eval_prefix", "train_prefix", "static"]
+
+
 @dataclass(frozen=True)
 class Training:
     """Local training. A policy's entry may override any of these.
@@ -42,10 +45,17 @@ class Training:
     learning_rate: of the local steps. weight_decay: added to a gradient as weight_decay x weights.
     batches: "epochs" draws a fresh permutation for each task, device and epoch; "with_replacement" draws each row anew.
     learning_rate_decay: the learning rate is multiplied by this for every version of the global model.
-    momentum: of the local steps; starts at zero in each task. dtype: precision of training and of the global model.
+    proximal: rho of a term rho/2 ||x - x_pulled||^2 in every device's objective (FedProx, FedAsync).
+    momentum: of the local steps, starting at zero in each task; also what a policy with a parameter of that name takes it
+        to be, unless it states another. dtype: precision of training and of the global model.
     engine: "reference" trains one device at a time with the plain loop, "auto" chooses a faster kernel with the same
         result for each group of contributions.
     device: where torch computes; "auto" takes CUDA if there is one.
+    batch_norm: of models with BatchNorm. "eval_prefix": layers before those that a task trains normalise by the pulled
+        running statistics and leave them alone; a layer's running statistics are averaged as its weights are.
+        "train_prefix": they normalise by the batch too, and every device uploads the running statistics of all layers, to
+        be averaged as the output layer is. "static": running statistics do not travel; an evaluation first takes them
+        from all training data, in one pass.
     tuning: how torch is used; leave it alone unless you measure.
     """
 
@@ -55,10 +65,12 @@ class Training:
     learning_rate_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     weight_decay: NotNegative = 0.0
+    proximal: NotNegative = 0.0
     batches: Literal["epochs", "with_replacement"] = "epochs"
     dtype: Literal["float32", "float64"] = "float32"
     engine: Literal["auto", "reference"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "cpu"
+    batch_norm: BatchNormMode = "eval_prefix"
     tuning: Tuning = Tuning()
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,23 @@ import numpy as np
 from fedsim.facts import LabelledData, ModelShape
 
 _MODELS = Path(__file__).parent.parent / "models"
-_INTEGER = {"n_parameters", "parameter_bytes", "n_activations"}
+_INTEGER = {"n_parameters", "parameter_bytes", "n_activations", "n_kept_activations"}
 
 
 def shape_of(kind: str, parameters: dict[str, Any], model: Callable[[], Any], data: LabelledData) -> ModelShape:
     """The shape of this model on this data set; `model` gives the shelf's instance and is called only if needed."""
+
+    @functools.cache
+    def narrower(rate: float, convolutions: bool) -> ModelShape:
+        from fedsim.training.build import narrowed
+
+        part = functools.cache(lambda: narrowed(model(), rate, convolutions=convolutions))
+        return _of(kind, {**parameters, "narrowed to": [rate, convolutions]}, part, data)
+
+    return replace(_of(kind, parameters, model, data), narrower=narrower)
+
+
+def _of(kind: str, parameters: dict[str, Any], model: Callable[[], Any], data: LabelledData) -> ModelShape:
     if not (_MODELS / f"{kind}.py").is_file():
         return _measured(model, data)
     address = [kind, parameters, list(data.input_shape), data.n_classes]

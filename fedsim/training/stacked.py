@@ -78,7 +78,8 @@ def _train(cohort: Cohort, depth: int, at: Workbench) -> Stack:
 class Stack:
     """Parameters first ... end-1 of the model, once for each device of a cohort, one device after another.
 
-    sums: what the devices' steps have added so far to each target's sum.
+    pulled: where they started, if a proximal term asks. sums: what their steps have added so far to each target's sum;
+    apart: the same, one device after another, where each has a target of its own.
     """
 
     cohort: Cohort
@@ -86,7 +87,9 @@ class Stack:
     first: int
     table: Array
     parameters: Tensors
+    pulled: Tensors
     velocity: Tensors
+    apart: Tensors
     sums: dict[int, Tensors]
 
     @classmethod
@@ -94,14 +97,20 @@ class Stack:
         """At the weights that the devices pulled."""
         start = cohort.start[first:end]
         parameters = [p.repeat(len(cohort), *[1] * (p.dim() - 1)) for p in start]
+        if cohort.own is not None:
+            torch._foreach_add_(parameters, [torch.cat([own[i] for own in cohort.own]) for i in range(first, end)])
+        targets = np.unique(cohort.target).tolist()
+        is_apart = len(targets) == len(cohort)
         return cls(
             cohort=cohort,
             training=at.training,
             first=first,
             table=-cohort.rate * cohort.table[:, list(at.model.layer_of[first:end])],
             parameters=parameters,
+            pulled=[p.clone() for p in parameters] if at.training.proximal else [],
             velocity=[torch.zeros_like(p) for p in parameters] if at.training.momentum else [],
-            sums={target: [torch.zeros_like(p) for p in start] for target in np.unique(cohort.target).tolist()},
+            apart=[torch.zeros_like(p) for p in parameters] if is_apart else [],
+            sums={} if is_apart else {target: [torch.zeros_like(p) for p in start] for target in targets},
         )
 
     def picked(self, group: IntArray) -> Tensors:
@@ -113,9 +122,17 @@ class Stack:
         n, settings = len(self.cohort), self.training
         if settings.weight_decay:
             torch._foreach_add_(parts, own, alpha=settings.weight_decay)
+        for part, p, pulled in zip(parts, own, self.pulled, strict=True) if self.pulled else ():
+            part.add_(p - _picked(pulled, group, n), alpha=settings.proximal)
         for v, part in zip(self.velocity, parts if settings.momentum else [], strict=True):
             part.add_(_picked(v, group, n), alpha=settings.momentum)
             _put(v, group, n, part)
+        for i, moved in enumerate(self.apart):
+            scales = torch.from_numpy(self.table[group, i]).to(moved)
+            each = parts[i].view(len(group), -1, *parts[i].shape[1:])
+            scaled = each * scales.view(-1, *[1] * (each.dim() - 1))
+            mine = _picked(moved, group, n)
+            _put(moved, group, n, mine.add_(scaled.view(parts[i].shape)))
         for target, total in self.sums.items():
             _add_weighted(total, parts, self.table[group] * (self.cohort.target[group] == target)[:, None])
         if (self.cohort.contributions.n_steps[group] > number + 1).any():
@@ -125,6 +142,10 @@ class Stack:
 
     def commit(self, changes: Sequence[Tensors]) -> None:
         """Add the sums to the changes of their targets."""
+        last = self.first + len(self.parameters)
+        for k, target in enumerate(self.cohort.target.tolist() if self.apart else ()):
+            own = [moved.view(len(self.cohort), -1, *moved.shape[1:])[k] for moved in self.apart]
+            torch._foreach_add_(changes[target][self.first : last], own)
         for target, total in self.sums.items():
             torch._foreach_add_(changes[target][self.first : self.first + len(total)], total)
 

@@ -21,6 +21,8 @@ from fedsim.training.operations import (
     Operation,
     Relu,
     Residual,
+    Scale,
+    Scaled,
     Series,
 )
 
@@ -84,6 +86,7 @@ _WRITTEN: dict[type, Callable[[Any, bool], Operation | None]] = {
     nn.Conv2d: lambda part, _: Conv2d(part) if _pads_zeros(part) else None,
     nn.GroupNorm: lambda part, _: GroupNorm(part),
     nn.MaxPool2d: lambda part, _: None if part.return_indices else MaxPool2d(part),
+    Scaled: lambda part, on_fresh: Scale(part.factor, in_place=on_fresh),
     nn.ReLU: lambda _, on_fresh: Relu(in_place=on_fresh),
     nn.Flatten: lambda part, _: Flatten() if (part.start_dim, part.end_dim) == (1, -1) else None,
     nn.AdaptiveAvgPool2d: lambda part, _: MeanPool2d() if part.output_size in (1, (1, 1)) else None,

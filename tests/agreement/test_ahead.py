@@ -104,7 +104,7 @@ def test_work_is_counted_in_the_round_that_uses_it(tiny):
 
 
 def test_contributions_that_pulled_the_same_model_are_trained_together(tiny, monkeypatch):
-    from fedsim.training import learner as module
+    from fedsim.training import kernels as module
 
     values, policy = scenario(tiny), Buffered(1)
     sizes = []

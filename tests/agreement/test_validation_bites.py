@@ -14,13 +14,18 @@ import pytest
 import torch
 
 import fedsim
+from fedsim import weights
 from fedsim.commands.comparing import Compared
 from fedsim.commands.validate import validate
 from fedsim.delays import Exponential
+from fedsim.policies.embracingfl import EmbracingFL
+from fedsim.policies.fednova import FedNova
 from fedsim.policies.fedpmt import FedPMT
+from fedsim.policies.heterofl import HeteroFL
 from fedsim.policies.salf import Salf
 from fedsim.timing.live_jobs import LiveJobs, Moment
 from fedsim.timing.milestones import Progress, Work
+from fedsim.timing.server import SimServer
 from fedsim.timing.weather import Weather
 from fedsim.training import cohort, loop, reference
 from fedsim.training.server_step import ServerStep
@@ -38,6 +43,15 @@ SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "drop_stragglers": (TIES, {"kind": "drop_stragglers", "deadline_s": 3.0, "local_steps": 3}),
     "fedavg": (EXPONENTIAL, {"kind": "fedavg", "local_steps": 3}),
     "fedpmt": (SPEEDS, {"kind": "fedpmt", "budget_s": 3.0, "local_steps": 3}),
+    "heterofl": (SPEEDS, {"kind": "heterofl", "budget_s": 3.0, "local_steps": 3}),
+    "feddrop": (EXPONENTIAL, {"kind": "feddrop", "kept_shares": [0.3] * 10, "local_steps": 3}),
+    "fednova": (SPEEDS, {"kind": "fednova", "budget_s": 6.0}),
+    "flanp": (SPEEDS, {"kind": "flanp", "n_first": 4, "local_steps": 3, "stages": []}),
+    "fedlama": (STALLING, {"kind": "fedlama", "interval_factor": 3, "relaxed": [0, 2], "n_sampled": 4}),
+    "embracingfl": (
+        {**STALLING, "block_io_s": 0.2},
+        {"kind": "embracingfl", "depths": [3, 3, 3, 2, 2, 2, 1, 1, 1, 1], "n_sampled": 8},
+    ),
 }
 
 
@@ -130,6 +144,48 @@ def _one_tier_too_generous(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FedPMT, "widths", lambda self, setting: np.minimum(original(self, setting) + 1, setting.n_layers))
 
 
+def _one_level_too_generous(patch: pytest.MonkeyPatch) -> None:
+    original = HeteroFL.rates_of
+    patch.setattr(HeteroFL, "rates_of", lambda self, setting: np.minimum(2 * original(self, setting), 1.0))
+
+
+def _parts_cost_their_rate(patch: pytest.MonkeyPatch) -> None:
+    """As if FLOPs shrank like the number of units."""
+    original = Weather.reach_cost_of
+
+    def reach_cost_of(self: Weather, part: Any) -> Any:
+        own, of_all = (int(shape.n_activations[:-1].sum()) for shape in (part, self.shape))
+        return original(self, self.shape) * own / of_all
+
+    patch.setattr(Weather, "reach_cost_of", reach_cost_of)
+
+
+def _one_step_more_than_charged_for(patch: pytest.MonkeyPatch) -> None:
+    original = FedNova.steps
+    patch.setattr(FedNova, "steps", lambda self, setting: original(self, setting) + 1)
+
+
+def _changes_not_divided_by_their_steps(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FedNova, "_table", lambda self, arrived: weights.mean(arrived, self.weighting))
+
+
+def _any_devices_for_the_fastest(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimServer, "expected_s", lambda _, __, devices: -devices)
+
+
+def _tasks_with(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    def fault(patch: pytest.MonkeyPatch) -> None:
+        original = SimServer.send
+        patch.setattr(SimServer, "send", lambda self, devices, task: original(self, devices, replace(task, **changes)))
+
+    return fault
+
+
+def _tiers_one_too_deep(patch: pytest.MonkeyPatch) -> None:
+    original = EmbracingFL.tiers
+    patch.setattr(EmbracingFL, "tiers", lambda self, setting: np.minimum(original(self, setting) + 1, setting.n_layers))
+
+
 def _partial_step_counted(patch: pytest.MonkeyPatch) -> None:
     original = Work.progress
 
@@ -150,7 +206,16 @@ FAULTS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str]] = [
     ("equal layer shares", _equal_layer_shares, "salf"),
     ("the forward pass forgotten", _forward_pass_forgotten, "salf"),
     ("a width one tier too generous", _one_tier_too_generous, "fedpmt"),
+    ("a rate one level too generous", _one_level_too_generous, "heterofl"),
+    ("seconds of a part that shrink like its units", _parts_cost_their_rate, "feddrop"),
     ("a straggler's partial step counted", _partial_step_counted, "stsyn"),
+    ("a step beyond the budget", _one_step_more_than_charged_for, "fednova"),
+    ("changes not divided by their steps", _changes_not_divided_by_their_steps, "fednova"),
+    ("other devices than the fastest", _any_devices_for_the_fastest, "flanp"),
+    ("relaxed layers pulled in every round", _tasks_with(pulls=None), "fedlama"),
+    ("relaxed layers pushed in every round", _tasks_with(pushes=None), "fedlama"),
+    ("a tier one layer too deep", _tiers_one_too_deep, "embracingfl"),
+    ("blocks that come into memory by themselves", _tasks_with(is_block_by_block=False), "embracingfl"),
 ]
 
 
@@ -189,8 +254,12 @@ TRAINED = {
 }
 
 
+# With random steps one replica in twenty would have no round at FedNova's first moment, and 30 may show none of them.
+FLEETS: dict[str, dict[str, Any]] = {"fednova": {"fleet": {"n_devices": 6, "compute": {"step_s": 1.0}}}}
+
+
 def trained(policy: dict[str, Any]) -> list[Compared]:
-    loaded = fedsim.from_dict({**TRAINED, "policies": [policy]})
+    loaded = fedsim.from_dict({**TRAINED, **FLEETS.get(policy["kind"], {}), "policies": [policy]})
     rows = validate([(None, loaded)], n_rounds=100, n_replicas=30)
     return [row for row in rows if row.quantity.startswith("loss")]
 
@@ -200,6 +269,9 @@ TRAINED_POLICIES: dict[str, dict[str, Any]] = {
     "salf": {"kind": "salf", "deadline_s": 0.2, "wait_out": True},  # p_l of the input layer: 0.3
     "stsyn": {"kind": "stsyn", "k": 3},
     "fedpmt": {"kind": "fedpmt", "depths": [3, 3, 2, 2, 1, 1]},
+    "fednova": {"kind": "fednova", "local_steps": [1, 2, 3, 4, 5, 6]},
+    "flanp": {"kind": "flanp", "n_first": 4, "stages": []},
+    "embracingfl": {"kind": "embracingfl", "depths": [3, 3, 2, 2, 1, 1]},
 }
 
 
@@ -250,6 +322,7 @@ TRAINER_FAULTS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str]] = [
     ("SALF's correction factor forgotten", _no_correction, "salf"),
     ("the rate too small", _halved_rate, "stsyn"),
     ("a sum applied too strongly", _applied_twice, "fedavg"),
+    ("changes not divided by their steps", _changes_not_divided_by_their_steps, "fednova"),
 ]
 
 

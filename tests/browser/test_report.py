@@ -9,7 +9,7 @@ import pytest
 
 from fedsim.dashboard.report import write_report
 from fedsim.statistics.reading import read_scenario
-from tests.run_folders import climb, write_run
+from tests.run_folders import add_classes, climb, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no browser driver: playwright is not installed")
 
@@ -47,7 +47,8 @@ def address(tmp_path_factory) -> str:
     for position, label in enumerate(labels):
         for seed in range(3):
             curve, expected = climb(20 + 4 * position + seed), EXPECTED if position in (0, 6) else None
-            write_run(folder, label, seed, curve, kind=label, position=position, expected=expected)
+            run = write_run(folder, label, seed, curve, kind=label, position=position, expected=expected)
+            add_classes(run, [[2 + position, 2]] * 3)
     return write_report(folder, read_scenario(folder)).as_uri()
 
 
@@ -65,7 +66,7 @@ def visit(browser, address) -> Iterator:
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("requestfailed", lambda request: page.complaints.append(request.url))
         page.goto(address)
-        page.locator("#layer_contributors .xtick").first.wait_for()  # drawn last
+        page.locator("#who_was_heard .xtick").first.wait_for()  # drawn last
         return page
 
     yield open_page
@@ -75,7 +76,7 @@ def visit(browser, address) -> Iterator:
 
 def test_the_page_opens_offline_without_a_complaint(visit):
     page = visit()
-    assert page.locator(".plot .main-svg").count() >= 4
+    assert page.locator(".plot .main-svg").count() >= 5
     assert page.complaints == []
 
 
@@ -145,6 +146,20 @@ def test_a_diamond_stands_over_the_middle_of_its_bar_at_the_expected_height(visi
     assert mark["x"] + mark["width"] / 2 == pytest.approx(bar["x"] + bar["width"] / 2, abs=1)
     # 2 contributors simulated, 2.5 expected: a quarter of the bar above its top.
     assert bar["y"] - (mark["y"] + mark["height"] / 2) == pytest.approx(bar["height"] / 4, abs=1)
+
+
+def test_a_class_has_one_line_at_its_share_of_the_devices_that_follows_the_scheme(visit):
+    """It stays when a policy is taken off."""
+    page = visit(scheme="dark")
+    bars, lines = page.locator("#who_was_heard .bars .point"), page.locator("#who_was_heard path.js-line")
+    sync_api.expect(bars).to_have_count(7 * 2)
+    page.locator("#who_was_heard").locator("xpath=..").locator("input").first.uncheck()
+    sync_api.expect(bars).to_have_count(6 * 2)
+    sync_api.expect(lines).to_have_count(2)
+    for scheme, ink in [("dark", "rgb(236, 236, 236)"), ("light", "rgb(27, 27, 27)")]:
+        page.emulate_media(color_scheme=scheme)
+        sync_api.expect(lines.last).to_have_css("stroke", ink)
+    assert page.complaints == []
 
 
 def test_the_data_of_a_figure_can_be_saved(visit, tmp_path):

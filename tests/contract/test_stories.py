@@ -18,8 +18,16 @@ from hypothesis import strategies as st
 from fedsim import weights
 from fedsim.facts import Contributions, Jobs, Task
 from fedsim.policies.drop_stragglers import DropStragglers
+from fedsim.policies.embracingfl import EmbracingFL
+from fedsim.policies.fedasync import FedAsync
 from fedsim.policies.fedavg import FedAvg
+from fedsim.policies.fedbuff import FedBuff
+from fedsim.policies.feddrop import FedDrop
+from fedsim.policies.fedlama import FedLAMA
+from fedsim.policies.fednova import FedNova
 from fedsim.policies.fedpmt import FedPMT
+from fedsim.policies.flanp import Flanp
+from fedsim.policies.heterofl import HeteroFL
 from fedsim.policies.k_sync import KSync
 from fedsim.policies.salf import Salf
 from fedsim.policies.stsyn import STSyn
@@ -91,6 +99,17 @@ def replaced(jobs, arrived, sent):
     return Jobs.concatenate([jobs.where(~np.isin(jobs.device, arrived.device)), sent])
 
 
+def one_by_one(server):
+    """Of several that have arrived by one instant, one is taken at a time."""
+    task = Task(n_steps=1)
+    jobs = server.send(server.sample(), task)
+    while True:
+        yield from server.wait(jobs, arrivals(2))
+        arrived = server.take(jobs, at_most=1)
+        server.aggregate(arrived, weights.mean(arrived))
+        jobs = replaced(jobs, arrived, server.send(arrived.device, task))
+
+
 def fedasync(server, mixing=0.5):
     task = Task(n_steps=2)
     jobs = server.send(server.sample(), task)
@@ -115,7 +134,7 @@ def fedbuff(server, buffer_size=2):
         jobs = replaced(jobs, arrived, server.send(arrived.device, task))
 
 
-STORIES = [k_sync, k_batch_sync, stsyn, salf, over_selection, fedasync, fedbuff]
+STORIES = [k_sync, k_batch_sync, stsyn, salf, over_selection, fedasync, fedbuff, one_by_one]
 SHIPPED = [
     FedAvg(local_steps=2),
     FedAvg(local_steps=1, n_sampled=2, over_selected=1),
@@ -129,6 +148,22 @@ SHIPPED = [
     Salf(deadline_s=1.25, rule="inverse_probability", wait_out=True),
     FedPMT(budget_s=2.0, local_steps=2),
     FedPMT(depths=(3, 0, 1), local_steps=1, dilute=True),
+    FedAsync(local_steps=2),
+    FedAsync(local_steps=1, mixing_share=1.0, staleness_weighting="hinge", hinge_start=1),
+    FedBuff(buffer_size=2, local_steps=1),
+    FedBuff(buffer_size=3, local_steps=2, staleness_exponent=1.0, normalise_at=1.0, server_learning_rate=0.7),
+    HeteroFL(rates=(1.0, 0.5, 0.25), local_steps=2),
+    HeteroFL(budget_s=1.75, local_steps=2, weighting="n_samples", dilute=True),
+    FedDrop(kept_shares=(0.25, 1.0, 0.5), local_steps=1),
+    FedNova(local_steps=(3, 2, 1)),
+    FedNova(budget_s=3.25, weighting="uniform", momentum=0.5),
+    Flanp(n_first=1, norm_below=1.0),
+    Flanp(n_first=1, stages=(2, 1), local_steps=2, weighting="n_samples"),
+    EmbracingFL(depths=(4, 1, 2), local_steps=2),
+    EmbracingFL(capacity_shares=(1.0, 0.5, 0.75), local_steps=1, weighting="n_samples"),
+    FedLAMA(local_steps=1),
+    FedLAMA(local_steps=2, interval_factor=3, relaxed=(0, 2), weighting="uniform"),
+    FedLAMA(local_steps=1, relaxed=(0, 1, 2, 3)),
 ]
 
 

@@ -30,6 +30,7 @@ from fedsim.scenario import shelves
 from fedsim.timing.fleet import Compute, Fleet, Link
 from fedsim.timing.foresight import Foresight
 from fedsim.timing.weather import Weather
+from fedsim.training.settings import Training
 from tests.fakes import FakeLearner, FakeServer, equal_layers
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +38,16 @@ SHELF = sorted(m.name for m in pkgutil.iter_modules(fedsim.policies.__path__) if
 EVERY_POLICY = pytest.mark.parametrize("kind", SHELF)
 SHIPPED = {
     "drop_stragglers": {"deadline_s": 5.0},
+    "embracingfl": {"depths": [1, 2, 3]},
+    "fedasync": {"staleness_weighting": "hinge"},
     "fedavg": {},
+    "fedbuff": {"buffer_size": 2},
+    "feddrop": {"deadline_s": 5.0},
+    "fedlama": {},
+    "fednova": {"local_steps": [1, 2, 3]},
     "fedpmt": {"budget_s": 2.0},
+    "flanp": {"n_first": 1, "norm_below": 1000.0},
+    "heterofl": {"rates": [1.0, 0.5, 0.25]},
     "k_sync": {"k": 2},
     "salf": {"deadline_s": 1.25},
     "stsyn": {"k": 2},
@@ -119,10 +128,15 @@ def test_code_lines_are_counted_without_words():
 
 @EVERY_POLICY
 def test_parameters_that_carry_a_unit_say_so(kind):
-    """A float is seconds or a share or a factor, and its name says which."""
+    """A float is seconds or a share or a factor, and its name says which; or it is a training setting of that name."""
+    settings = {f.name for f in fields(Training)}
     for name, hint in get_type_hints(public_classes(kind)[0]).items():
+        if name in settings:
+            continue
         if hint is float or getattr(hint, "__origin__", None) is float:
-            assert name.endswith(("_s", "_bytes", "_bits_per_s", "_share", "_factor", "_rate", "_flops")), name
+            assert name.endswith(
+                ("_s", "_bytes", "_bits_per_s", "_share", "_factor", "_rate", "_flops", "_exponent")
+            ), name
 
 
 @EVERY_POLICY
@@ -190,6 +204,15 @@ MISFITS = [
     ("fedavg", {"n_sampled": 4}, {}, "n_sampled + over_selected is 4 but the fleet has 3 devices; choose at most 3"),
     ("fedavg", {"n_sampled": 2, "over_selected": 2}, {}, "n_sampled + over_selected is 4 but the fleet has 3 devices"),
     ("fedavg", {"over_selected": 1}, {}, "over_selected is 1 but n_sampled is not stated; state how many"),
+    ("fedasync", {"concurrency": 4}, {}, "concurrency is 4 but the fleet has 3 devices; choose 1..3"),
+    ("fedasync", {"staleness_exponent": 0.5}, {}, "staleness_exponent is for staleness_weighting: polynomial; choose"),
+    (
+        "fedasync",
+        {"staleness_weighting": "constant", "hinge_start": 4},
+        {},
+        "hinge_start is for staleness_weighting: hi",
+    ),
+    ("fedbuff", {"concurrency": 4}, {}, "concurrency is 4 but the fleet has 3 devices; choose 1..3"),
     ("drop_stragglers", {"n_sampled": 4}, {}, "n_sampled is 4 but the fleet has 3 devices; choose 1..3"),
     ("k_sync", {"k": 4}, {}, "k is 4 but the fleet has 3 devices; choose 1..3"),
     ("stsyn", {"k": 4}, {}, "k is 4 but the fleet has 3 devices; choose 1..3"),
@@ -202,6 +225,98 @@ MISFITS = [
     ("fedpmt", {"budget_s": None, "depths": [1, 2, 4]}, {}, "depths holds 4 but the model has 3 layers; choose 0..3"),
     ("fedpmt", {"budget_s": 0.1}, {}, "budget_s is 0.1 but the output layer alone takes the fastest device 1.67 s"),
     ("fedpmt", {"budget_s": None, "depths": [0, 0, 0]}, {}, "depths"),
+    ("fednova", {"local_steps": None}, {}, "local_steps and budget_s are two ways to say the same; state exactly one"),
+    ("fednova", {"budget_s": 2.0}, {}, "local_steps and budget_s are two ways to say the same; state exactly one"),
+    (
+        "fednova",
+        {"local_steps": [1, 2]},
+        {},
+        "local_steps has 2 numbers but the fleet has 3 devices; give one per device",
+    ),
+    ("flanp", {"n_first": 4}, {}, "n_first is 4 but the fleet has 3 devices; choose 1..3"),
+    ("flanp", {"norm_below": None}, {}, "norm_below and stages are two ways to end a stage; state exactly one of them"),
+    ("heterofl", {"rates": None}, {}, "state exactly one of rates, budget_s and within_memory"),
+    ("heterofl", {"budget_s": 2.0}, {}, "state exactly one of rates, budget_s and within_memory"),
+    ("heterofl", {"rates": [1.0, 0.5]}, {}, "rates has 2 numbers but the fleet has 3 devices; give one per device"),
+    ("heterofl", {"n_sampled": 4}, {}, "n_sampled is 4 but the fleet has 3 devices; choose 1..3"),
+    ("heterofl", {"rates": None, "budget_s": 0.3}, {}, "budget_s is 0.3 but device 0 (3 in all) is too weak"),
+    ("heterofl", {"rates": None, "within_memory": True}, {}, "within_memory is true but the fleet does not say"),
+    (
+        "heterofl",
+        {"rates": None, "within_memory": True},
+        {"memory_bytes": (100.0, 50.0, 20.0)},  # three parameters and three activations of four bytes: 24
+        "within_memory is true but device 2 (1 in all) is too weak for the least of the levels, 0.0625",
+    ),
+    ("heterofl", {"rates": None, "budget_s": 9.0, "assignment": "dynamic"}, {}, "assignment is dynamic but each"),
+    ("feddrop", {"deadline_s": None}, {}, "state exactly one of kept_shares and deadline_s"),
+    ("feddrop", {"kept_shares": [1.0, 0.5, 0.5]}, {}, "state exactly one of kept_shares and deadline_s"),
+    (
+        "feddrop",
+        {"deadline_s": None, "kept_shares": [1.0, 0.5]},
+        {},
+        "kept_shares has 2 numbers but the fleet has 3 devices; give one per device",
+    ),
+    ("feddrop", {"deadline_s": 0.2}, {}, "deadline_s is 0.2 but with 1/20 of the units device 0 (3 in all) misses"),
+    ("feddrop", {}, {"downlink": REDRAWN}, "deadline_s needs the mean seconds of a round, but they have infinite mean"),
+    ("fedlama", {"n_sampled": 4}, {}, "n_sampled is 4 but the fleet has 3 devices; choose 1..3"),
+    (
+        "fedlama",
+        {"relaxed": [0, 3]},
+        {},
+        "relaxed names layer 3 but the model has 3 layers; choose among 0..2, from the in",
+    ),
+    (
+        "fedlama",
+        {"relaxed": [0], "rule": "literal"},
+        {},
+        "relaxed is stated, so no layer is chosen; leave out rule, crossing",
+    ),
+    ("embracingfl", {"n_sampled": 4}, {}, "n_sampled is 4 but the fleet has 3 devices; choose 1..3"),
+    (
+        "embracingfl",
+        {"depths": None},
+        {},
+        "depths, capacity_shares, memory_bytes are all left out; state one: depths or",
+    ),
+    (
+        "embracingfl",
+        {"capacity_shares": [1, 1, 1]},
+        {},
+        "depths and capacity_shares are all stated; state one: depths or",
+    ),
+    ("embracingfl", {}, {"memory_bytes": (100.0,) * 3}, "depths and memory_bytes are all stated; state one: depths or"),
+    (
+        "embracingfl",
+        {"depths": [1, 3]},
+        {},
+        "depths has 2 numbers but the fleet has 3 devices; give one number per device",
+    ),
+    ("embracingfl", {"depths": [1, 2, 4]}, {}, "depths holds 4 but the model has 3 layers; choose 1..3"),
+    (
+        "embracingfl",
+        {"depths": [1, 2, 2]},
+        {},
+        "depths lets no device train more than 2 of 3 layers; let one train them all",
+    ),
+    (
+        "embracingfl",
+        {"depths": None, "capacity_shares": [1.0, 0.3, 0.6]},  # a layer is a third
+        {},
+        "capacity_shares of device 1 is too little to train even the output layer; give it more",
+    ),
+    (
+        "embracingfl",
+        {"depths": None},
+        {"memory_bytes": (24.0, 7.0, 16.0)},
+        "memory_bytes of device 1 is too little to train",
+    ),
+    (
+        "embracingfl",
+        {"depths": None},
+        {"memory_bytes": (23.0, 8.0, 16.0)},
+        "memory_bytes lets no device train more than 2 of",
+    ),
+    ("flanp", {"stages": [3]}, {}, "norm_below and stages are two ways to end a stage; state exactly one of them"),
 ]
 
 

@@ -21,7 +21,16 @@ POLICIES = {
     "stsyn": {"k": 2, "local_steps": 2},
     "salf": {"deadline_s": 1.25},
     "fedpmt": {"local_steps": 2, "budget_s": 2.5},
+    "fedlama": {"local_steps": 2, "interval_factor": 3, "relaxed": [0, 1], "n_sampled": 4},
+    "embracingfl": {"local_steps": 2, "depths": [4, 4, 3, 2, 2, 1], "n_sampled": 4},
+    "heterofl": {"local_steps": 2, "rates": [1.0, 1.0, 0.5, 0.5, 0.25, 0.25], "assignment": "dynamic", "n_sampled": 4},
+    "feddrop": {"local_steps": 2, "deadline_s": 2.25},
+    "fednova": {"budget_s": 3.0},
+    "flanp": {"n_first": 2, "local_steps": 2, "stages": [1, 1]},
+    "fedasync": {"local_steps": 2, "concurrency": 4},
+    "fedbuff": {"local_steps": 2, "buffer_size": 3},
 }
+N_ROUNDS = {"fedasync": 8}  # of one upload each; else 3
 COLUMNS = ("sent_s", "downloaded_s", "computed_s", "arrived_s")
 
 
@@ -40,13 +49,13 @@ def scenario(kind):
         "training": {"batch_size": 10},
         "policies": [{"kind": kind, **POLICIES[kind]}],
         "seeds": [1],
-        "stop": {"n_rounds": 3},
+        "stop": {"n_rounds": N_ROUNDS.get(kind, 3)},
         "train": False,
     }
 
 
 def timeline(kind):
-    """The policy's three rounds, one line per job; times in seconds on the clock, "-" where that never happened."""
+    """The policy's rounds, one line per job; times in seconds on the clock, "-" where that never happened."""
     loaded = from_dict(scenario(kind))
     tables = simulate(loaded, loaded.contenders[0], loaded.scenario.seed_sets[0]).tables
     return "\n".join([f"{kind} {POLICIES[kind]}", *_lines(tables["rounds"], tables["tasks"])]) + "\n"
@@ -62,9 +71,17 @@ def _lines(rounds, tasks):
             f"{rounds['n_sent'][i]} sent, {rounds['n_contributions'][i]} contributions"
         )
         yield "".join(f"{head:>13}" for head in heads)
-        mine = np.flatnonzero(tasks["round"] == i)
-        yield from (_job(tasks, row) for row in mine[np.lexsort((tasks["ordinal"][mine], tasks["device"][mine]))])
-    assert (tasks["round"] < len(rounds["round"])).all(), "every job was settled by a round"
+        yield from _jobs(tasks, i)
+    if (tasks["round"] == len(rounds["round"])).any():
+        yield ""
+        yield f"under way after version {rounds['version'][-1]}"
+        yield "".join(f"{head:>13}" for head in heads)
+        yield from _jobs(tasks, len(rounds["round"]))
+
+
+def _jobs(tasks, n_round):
+    mine = np.flatnonzero(tasks["round"] == n_round)
+    yield from (_job(tasks, row) for row in mine[np.lexsort((tasks["ordinal"][mine], tasks["device"][mine]))])
 
 
 def _job(tasks, row):

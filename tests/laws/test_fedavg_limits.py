@@ -16,6 +16,10 @@ ONE_STEP = {
     "salf, diluted": {"kind": "salf", "deadline_s": AGES_S, "rule": "diluted"},
     "fedpmt": {"kind": "fedpmt", "budget_s": AGES_S, "local_steps": 1, "weighting": "uniform"},
     "drop_stragglers": {"kind": "drop_stragglers", "deadline_s": AGES_S, "local_steps": 1},
+    "heterofl": {"kind": "heterofl", "rates": [1.0] * 5, "local_steps": 1},  # everybody has every class: no mask
+    "heterofl, budget": {"kind": "heterofl", "budget_s": AGES_S, "local_steps": 1, "dilute": True},
+    "feddrop": {"kind": "feddrop", "deadline_s": AGES_S, "local_steps": 1},
+    "feddrop, contributors": {"kind": "feddrop", "kept_shares": [1.0] * 5, "local_steps": 1, "fill": "contributors"},
 }
 SAME = {"rtol": 1e-12, "atol": 1e-13}  # float64, weights and losses of order 1
 
@@ -46,6 +50,10 @@ def test_with_nothing_scarce_and_one_local_step_it_is_fedavg(tiny, name, engine)
         ({"kind": "fedpmt", "budget_s": AGES_S, "weighting": "uniform"}, "uniform"),
         ({"kind": "drop_stragglers", "deadline_s": AGES_S}, "uniform"),
         ({"kind": "drop_stragglers", "deadline_s": AGES_S, "dilute": True}, "uniform"),
+        ({"kind": "heterofl", "rates": [1.0] * 5, "masked_loss": False}, "uniform"),
+        ({"kind": "heterofl", "rates": [1.0] * 5, "masked_loss": False, "weighting": "n_samples"}, "n_samples"),
+        ({"kind": "feddrop", "deadline_s": AGES_S}, "uniform"),
+        ({"kind": "feddrop", "deadline_s": AGES_S, "weighting": "n_samples", "fill": "contributors"}, "n_samples"),
     ],
 )
 def test_with_several_local_steps_too_where_the_policy_has_them(tiny, entry, weighting):

@@ -27,6 +27,9 @@ def policies(scale=1.0):
         "salf": {"kind": "salf", "deadline_s": 1.25 * scale},
         "salf on arrival": {"kind": "salf", "deadline_s": 1.25 * scale, "deadline_on": "arrival", "p_l": "estimated"},
         "fedpmt": {"kind": "fedpmt", "budget_s": 2.0 * scale},
+        "heterofl": {"kind": "heterofl", "budget_s": 4.0 * scale},
+        "heterofl, dynamic": {"kind": "heterofl", "rates": [1.0, 0.5, 0.25, 0.5, 0.1], "assignment": "dynamic"},
+        "feddrop": {"kind": "feddrop", "deadline_s": 8.0 * scale},
     }
 
 
@@ -65,7 +68,9 @@ def test_doubling_every_duration_doubles_every_time_stamp_and_changes_no_learnin
             pd.testing.assert_series_equal(scaled[table][column], expected, check_exact=True)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "drop_stragglers", "k_sync", "stsyn", "stsyn, capped", "salf", "fedpmt"])
+@pytest.mark.parametrize(
+    "name", ["fedavg", "drop_stragglers", "k_sync", "stsyn", "stsyn, capped", "salf", "fedpmt", "heterofl"]
+)
 @settings(max_examples=4, phases=EXAMPLES)
 @given(step_s=STEP_S, new_name=st.permutations(range(5)))
 def test_renaming_devices_changes_names_only(tiny, name, step_s, new_name):
@@ -78,9 +83,10 @@ def test_renaming_devices_changes_names_only(tiny, name, step_s, new_name):
     renamed = np.empty(5)
     renamed[list(new_name)] = step_s
     before, after = played(step_s), played(renamed)
-    before["tasks"]["device"] = np.array(new_name)[before["tasks"]["device"]]
-    before["tasks"] = before["tasks"].sort_values(["round", "device", "ordinal"], ignore_index=True)
-    after["tasks"] = after["tasks"].sort_values(["round", "device", "ordinal"], ignore_index=True)
+    for table, order in (("tasks", ["round", "device", "ordinal"]), ("devices", ["device"])):
+        before[table]["device"] = np.array(new_name)[before[table]["device"]]
+        before[table] = before[table].sort_values(order, ignore_index=True)
+        after[table] = after[table].sort_values(order, ignore_index=True)
     for table, expected in before.items():
         pd.testing.assert_frame_equal(after[table], expected, check_exact=False, rtol=1e-12, atol=0)
 
@@ -116,9 +122,11 @@ def test_a_run_that_trains_nothing_takes_the_same_time(tiny, name):
     )
     trained, timed = tables(values), tables({**values, "train": False})
     pd.testing.assert_frame_equal(timed["tasks"], trained["tasks"], check_exact=True)
-    pd.testing.assert_frame_equal(timed["layers"], trained["layers"], check_exact=True)
-    uncomputed = [table["rounds"].drop(columns="computed_flops") for table in (timed, trained)]
-    pd.testing.assert_frame_equal(*uncomputed, check_exact=True)
+    for table in ("classes", "devices"):
+        pd.testing.assert_frame_equal(timed[table], trained[table], check_exact=True)
+    for table, learned in (("rounds", "computed_flops"), ("layers", "change_norm")):
+        unlearned = [found[table].drop(columns=learned) for found in (timed, trained)]
+        pd.testing.assert_frame_equal(*unlearned, check_exact=True)
     assert len(timed["evaluations"]) == 0 < len(trained["evaluations"])
 
 

@@ -42,6 +42,10 @@ class Hoarder:
     learner: Any
     most_stale: int = 0
 
+    @property
+    def shape(self):
+        return self.learner.shape
+
     def aggregate(self, request):
         self.most_stale = max(self.most_stale, int((request.version - request.contributions.version).max()))
         return self.learner.aggregate(replace(request, kept_versions=np.arange(request.version + 1)))
@@ -76,6 +80,10 @@ class Mixing:
     learner: Any
     models: dict[int, np.ndarray] = field(default_factory=dict)
     n_stale: int = 0
+
+    @property
+    def shape(self):
+        return self.learner.shape
 
     def aggregate(self, request):
         now = self.models[request.version] = flat(self.learner.weights)

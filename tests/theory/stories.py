@@ -23,6 +23,7 @@ SHAPE = ModelShape(
     weight_gradient_flops=np.array([80.0, 30.0, 10.0]),
     input_gradient_flops=np.array([80.0, 30.0, 10.0]),
     n_activations=np.array([5, 4, 2]),
+    n_kept_activations=np.array([5, 4, 2]),
 )
 N_LAYERS = SHAPE.n_layers
 

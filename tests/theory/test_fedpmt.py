@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy import integrate
 
+from fedsim import from_dict
+from fedsim.commands.validate import validate
 from fedsim.delays import Exponential, Gamma
 from fedsim.facts import Array
 from fedsim.theory import fedpmt
@@ -103,3 +105,22 @@ def test_a_layer_that_nobody_trains_is_always_empty() -> None:
     found = {(one.quantity, one.layer): one.mean for one in fedpmt.expected(policy, on)}
     assert [found["is_layer_empty", layer] for layer in range(3)] == [1.0, 0.0, 0.0]
     assert [found["weight_sum", layer] for layer in range(3)] == [0.0, 1.0, 1.0]
+
+
+def test_stated_widths_are_charged_the_rows_of_uneven_batches() -> None:
+    """Steps that are drawn one by one leave the fleet as it is: the rows of a task must be counted, not steps times rows."""
+    scenario = from_dict(
+        {
+            "name": "uneven",
+            "train": False,
+            "fleet": {"n_devices": 6, "compute": {"step_s": 1.0, "step_factor": {"kind": "gamma", "shape": 4}}},
+            "data": {"kind": "gaussian_blobs", "n_samples": 137, "n_features": 4, "n_classes": 2},
+            "model": {"kind": "mlp", "widths": [6, 5]},
+            "training": {"local_steps": 5, "batch_size": 8},
+            "policies": [{"kind": "fedpmt", "depths": [1, 2, 3, 1, 2, 3]}],
+            "seeds": [1],
+            "stop": {"n_rounds": 20},
+        }
+    )
+    (row,) = [row for row in validate([(None, scenario)], n_rounds=20) if row.quantity == "used_flops"]
+    assert row.agrees

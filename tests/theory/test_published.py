@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedsim.delays import Classes, Exponential, Uniform
 from fedsim.facts import ModelShape
+from fedsim.models.resnet20 import Resnet20
 from fedsim.theory.published import (
     Memory,
     capacity,
@@ -25,6 +26,7 @@ from fedsim.theory.published import (
     traffic_share,
     widths,
 )
+from fedsim.training.layers import Chain, measure
 
 # ---- a suffix -------------------------------------------------------------------------------------------------------
 
@@ -41,7 +43,7 @@ def test_a_suffix_costs_all_forwards_its_weight_gradients_and_one_input_gradient
 def test_the_model_shape_reckons_the_same(layers: list[tuple[float, float, float]]) -> None:
     forward, weight, inputs = (np.array(column) for column in zip(*layers, strict=True))
     ones = np.ones(len(forward), dtype=np.int64)
-    shape = ModelShape(tuple(map(str, range(len(forward)))), ones, ones, forward, weight, inputs, ones)
+    shape = ModelShape(tuple(map(str, range(len(forward)))), ones, ones, forward, weight, inputs, ones, ones)
     np.testing.assert_allclose(suffix_flops(forward, weight, inputs), shape.step_flops, rtol=1e-12)
 
 
@@ -172,3 +174,58 @@ def test_ties_go_up_where_binary_rounding_takes_them_down() -> None:
     assert [mean_capacity(CASES[i][:3], ROUNDED) for i in (2, 6, 7)] == ties
     assert [str(rounded_half_up(tie)) for tie in ties] == ["0.57", "0.27", "0.44"]
     assert [round(float(tie), 2) for tie in ties] != [0.57, 0.27, 0.44]
+
+
+# ---- the same, of the network that is really trained ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet20() -> ModelShape:
+    """Measured: the parameters that torch holds, the outputs of the operations that torch carries out."""
+    model = Resnet20(shortcut="projection_every_stage", norm="batch")
+    return measure(Chain.of(model.build((3, 32, 32), 10), (3, 32, 32)), (3, 32, 32))
+
+
+def kept(shape: ModelShape, depth: int, batch_size: int = 32) -> Memory:
+    first = shape.n_layers - depth
+    n_activations = batch_size * int(shape.n_kept_activations[first:].sum())
+    return Memory(int(shape.n_parameters[first:].sum()), n_activations)
+
+
+def measured_tiers(shape: ModelShape) -> list[Memory]:
+    """All layers; without the stem and three residual blocks; without the stem and six."""
+    return [kept(shape, shape.n_layers - n_removed) for n_removed in (0, 4, 7)]
+
+
+def test_the_published_counts_are_those_of_the_network_that_is_trained(resnet20: ModelShape) -> None:
+    assert resnet20.layer_names[4:8] == ("residual4", "residual5", "residual6", "residual7")
+    by_hand = [Memory(272_762, 6_947_136), Memory(257_994, 2_752_832), Memory(206_346, 917_824)]
+    assert measured_tiers(resnet20) == by_hand == [WHOLE, MODERATE, WEAK]
+
+
+@pytest.mark.parametrize(("batch_size", "n_classes"), [(1, 10), (32, 10), (128, 7)])
+def test_what_was_counted_by_hand_is_what_was_measured_at_every_depth(batch_size: int, n_classes: int) -> None:
+    module = Resnet20(shortcut="projection_every_stage").build((3, 32, 32), n_classes)
+    shape = measure(Chain.of(module, (3, 32, 32)), (3, 32, 32))
+    assert kept(shape, 11, batch_size) == resnet20_memory(None, batch_size, n_classes)
+    for n_blocks_removed in range(10):
+        by_hand = resnet20_memory(n_blocks_removed, batch_size, n_classes)
+        assert kept(shape, 10 - n_blocks_removed, batch_size) == by_hand
+        assert shape.memory_bytes(batch_size)[10 - n_blocks_removed] == 4 * by_hand.total
+
+
+def test_only_the_variant_with_a_projection_in_every_stage_has_the_published_counts(resnet20: ModelShape) -> None:
+    for shortcut, n_parameters in (("padded", 269_722), ("projection", 272_474)):
+        shape = measure(Chain.of(Resnet20(shortcut=shortcut).build((3, 32, 32), 10), (3, 32, 32)), (3, 32, 32))
+        assert kept(shape, 11).n_parameters == n_parameters
+        assert kept(shape, 11).n_activations < kept(resnet20, 11).n_activations
+
+
+@pytest.mark.parametrize(("strong", "moderate", "weak", "printed"), CASES)
+def test_printed_mean_capacities_are_those_of_the_network_that_is_trained(
+    resnet20: ModelShape, strong: int, moderate: int, weak: int, printed: str
+) -> None:
+    """By way of bytes: the share of a float32 count is the share of the count."""
+    in_bytes = resnet20.memory_bytes(32)
+    tiers = [rounded_half_up(Decimal(int(in_bytes[depth])) / Decimal(int(in_bytes[11]))) for depth in (11, 7, 4)]
+    assert str(rounded_half_up(mean_capacity((strong, moderate, weak), tiers))) == printed

@@ -55,9 +55,9 @@ def test_a_model_whose_rows_are_on_their_own_is_batched():
     assert at.learner.notes == []
 
 
-@pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(6), lambda: nn.Dropout(0.5)])
-def test_running_statistics_and_dropout_are_refused(norm):
-    with pytest.raises(BadInput, match=r"running statistics|luck of its own"):
+@pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(6, momentum=None), lambda: nn.Dropout(0.5)])
+def test_averages_over_all_batches_ever_seen_and_dropout_are_refused(norm):
+    with pytest.raises(BadInput, match=r"without a momentum|luck of its own"):
         normed(norm)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedsim import weights
-from fedsim.facts import BatchPlan, Contributions
+from fedsim.facts import BatchPlan, Contributions, Terms
 from fedsim.training import choice
 from fedsim.training.choice import Traits
 
@@ -38,7 +38,7 @@ def work(n_steps, *, partial=0, depth=N_LAYERS, update="descend"):
         n_samples=np.full(n, 600),
         arrived_s=np.zeros(n),
         n_layers=N_LAYERS,
-        update=update,
+        terms=Terms(update),
     )
 
 

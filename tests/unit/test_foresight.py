@@ -13,7 +13,9 @@ from fedsim.timing.weather import Weather
 # Three layers with forward FLOPs 4, 2, 1 and as many for each gradient: a full step costs 3 x 7 - 4 = 17,
 # depth 1 costs 7 + 1 = 8, depth 2 costs 7 + 1 + 1 + 2 = 11 of it.
 F = np.array([4.0, 2.0, 1.0])
-SHAPE = ModelShape(("a", "b", "c"), np.array([30, 20, 10]), np.array([120, 80, 40]), F, F, F, np.array([1, 1, 1]))
+SHAPE = ModelShape(
+    ("a", "b", "c"), np.array([30, 20, 10]), np.array([120, 80, 40]), F, F, F, *[np.array([1, 1, 1])] * 2
+)
 LINK = Link(rate_bits_per_s=Lognormal(sigma=1.0, median=1e3), latency_s=Exponential(mean=0.1), redrawn="task")
 
 
@@ -31,7 +33,8 @@ def test_expected_seconds_are_means_over_the_tasks_luck_for_the_device_at_hand()
     for device in range(3):
         devices, ordinals = np.full(n, device), np.arange(n)
         steps = of.task_unit_s(devices, ordinals) * of.step_factors(devices, ordinals, 0, 2).sum(axis=1) * 11 / 17
-        total = of.download_s(devices, ordinals) + steps + of.upload_s(devices, ordinals, np.full(n, 2))
+        total = of.download_s(devices, ordinals, of.shape.suffix_bytes[-1]) + steps
+        total = total + of.upload_s(devices, ordinals, np.full(n, 2), of.shape.suffix_bytes[2])
         for seen, expected in ((steps, ahead.expected_compute_s), (total, ahead.expected_s)):
             standard_error = seen.std() / np.sqrt(n)
             assert abs(seen.mean() - expected(task, np.array([device]))[0]) < 4 * standard_error

@@ -1,6 +1,8 @@
 """Chains of blocks: what is one, what it costs, how it is initialised and loaded."""
 
+import json
 from collections import OrderedDict
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -8,10 +10,20 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fedsim.facts import BadInput
+from fedsim.facts import BadInput, LabelledData
+from fedsim.models.resnet20 import Resnet20
 from fedsim.randomness import Luck
+from fedsim.training import shape_cache
 from fedsim.training.flops import FlopCount
-from fedsim.training.layers import Chain, build_seeded, load_initial_weights, measure
+from fedsim.training.layers import (
+    Chain,
+    build_seeded,
+    input_dims,
+    load_initial_weights,
+    measure,
+    mixes_rows,
+    needs_two_rows,
+)
 
 
 def linear_chain():
@@ -137,8 +149,16 @@ def test_a_model_that_is_no_chain_is_refused_with_the_reason(model, message):
     ("model", "message"),
     [
         (
-            nn.Sequential(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))),
-            "0.1 (BatchNorm1d) keeps running statistics",
+            nn.Sequential(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, momentum=None))),
+            "0.1 (BatchNorm1d) without a momentum averages over all batches that it has ever seen",
+        ),
+        (
+            nn.Sequential(nn.Sequential(nn.InstanceNorm1d(6, track_running_stats=True), nn.Linear(6, 4))),
+            "0.0 (InstanceNorm1d) keeps running statistics, which devices can only share of BatchNorm1d",
+        ),
+        (
+            nn.Sequential(nn.Sequential(nn.Linear(6, 4), nn.SyncBatchNorm(4))),
+            "0.1 (SyncBatchNorm) keeps running statistics",
         ),
         (nn.Sequential(nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 4))), "0.0 (Dropout) would need luck of its own"),
         (nn.Sequential(Noisy(6, 4)), "the model draws at random"),
@@ -182,6 +202,7 @@ def test_a_linear_layer_costs_its_multiply_adds_once_forward_and_once_for_each_g
     np.testing.assert_array_equal(shape.n_parameters, [35, 24])
     np.testing.assert_array_equal(shape.parameter_bytes, [140, 96])
     np.testing.assert_array_equal(shape.n_activations, [5, 4])
+    np.testing.assert_array_equal(shape.n_kept_activations, [5, 4])
 
 
 def test_a_convolution_costs_kernel_times_outputs():
@@ -207,6 +228,120 @@ def test_inside_a_block_the_weight_gradient_includes_the_way_through_its_own_lay
     assert shape.input_gradient_flops[0] == 2 * 30
 
 
+def branching():
+    """A block of two convolutions beside each other, pooled and added; and two linear layers in one block."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.GroupNorm(1, 3), nn.ReLU(), nn.MaxPool2d(2))
+            self.shortcut = nn.Conv2d(2, 3, 1, stride=2)
+
+        def forward(self, x):
+            return self.main(x) + self.shortcut(x)
+
+    tail = nn.Sequential(nn.Flatten(), nn.Linear(3 * 3 * 2, 5), nn.ReLU(), nn.Linear(5, 4))
+    return Chain.of(nn.Sequential(Branches(), tail), (2, 6, 4))
+
+
+def test_kept_are_the_outputs_of_all_convolutions_and_products_and_nothing_else():
+    """Of 6 x 4 pixels, 3 channels at full and at half size; not what pooling, norms, ReLU and the sum put out."""
+    shape = measure(branching(), (2, 6, 4))
+    np.testing.assert_array_equal(shape.n_kept_activations, [3 * 24 + 3 * 6, 5 + 4])
+    np.testing.assert_array_equal(shape.n_activations, [3 * 6, 4])
+
+
+class Attends(nn.Module):
+    """One head over rows of four numbers; fused by torch into one operation, which knows no matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        heads = [part(x)[:, None] for part in (self.queries, self.keys, self.values)]
+        return nn.functional.scaled_dot_product_attention(*heads)[:, 0]
+
+
+def test_attention_costs_its_two_products_forward_and_five_backward():
+    """Backward: the scores once more, and the gradients of scores, queries, keys and values."""
+    shape = measure(Chain.of(nn.Sequential(Attends()), (7, 4)), (7, 4))
+    projection, product = 2 * 7 * 4 * 4, 2 * 7 * 7 * 4
+    assert shape.forward_flops[0] == 3 * projection + 2 * product
+    assert shape.weight_gradient_flops[0] == 3 * projection + 5 * product
+    assert shape.input_gradient_flops[0] == 3 * projection
+
+
+def test_attention_keeps_its_projections_and_its_output():
+    shape = measure(Chain.of(nn.Sequential(Attends()), (7, 4)), (7, 4))
+    assert shape.n_kept_activations[0] == 3 * 7 * 4 + 7 * 4
+
+
+def test_memory_is_that_of_the_parameters_once_and_of_the_kept_activations_of_every_sample():
+    shape = measure(branching(), (2, 6, 4))
+    n_parameters = [2 * 3 * 9 + 3 + 6 + 2 * 3 + 3, 18 * 5 + 5 + 5 * 4 + 4]
+    tail = 4 * (n_parameters[1] + 32 * 9)
+    np.testing.assert_array_equal(shape.memory_bytes(32), [0, tail, tail + 4 * (n_parameters[0] + 32 * 90)])
+    np.testing.assert_array_equal(shape.memory_bytes(0), 4 * np.array([0, n_parameters[1], sum(n_parameters)]))
+
+
+# ---- running statistics ---------------------------------------------------------------------------------------------
+
+
+def normed_chain():
+    first = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU())
+    return nn.Sequential(OrderedDict(a=first, b=nn.Sequential(nn.BatchNorm1d(5, affine=False), nn.Linear(5, 4))))
+
+
+def test_running_statistics_travel_but_are_no_parameters():
+    chain = Chain.of(normed_chain(), (6,))
+    shape = measure(chain, (6,))
+    np.testing.assert_array_equal(shape.n_parameters, [35 + 10, 24])
+    np.testing.assert_array_equal(shape.parameter_bytes, [4 * (45 + 10), 4 * (24 + 10)])
+    assert [len(chain.statistics_of(layer)) for layer in range(2)] == [2, 2]
+    assert chain.statistics_of(0)[1] is chain.module.a[1].running_var
+
+
+def test_batch_normalisation_costs_no_flops_and_keeps_no_activations_of_its_own():
+    plain = measure(Chain.of(linear_chain(), (6,)), (6,))
+    normed = measure(Chain.of(normed_chain(), (6,)), (6,))
+    np.testing.assert_array_equal(normed.step_flops, plain.step_flops)
+    np.testing.assert_array_equal(normed.n_kept_activations, plain.n_kept_activations)
+
+
+def test_looking_at_a_model_leaves_its_running_statistics_alone():
+    model = normed_chain()
+    chain = Chain.of(model, (6,))
+    measure(chain, (6,))
+    input_dims(chain, (6,))
+    assert mixes_rows(chain, (6,))
+    assert needs_two_rows(chain, (6,))
+    for norm in (model.a[1], model.b[0]):
+        assert torch.equal(norm.running_mean, torch.zeros(5))
+        assert torch.equal(norm.running_var, torch.ones(5))
+        assert int(norm.num_batches_tracked) == 0
+        assert norm.training
+
+
+def test_a_model_that_its_author_put_into_evaluation_mixes_rows_in_training_all_the_same():
+    chain = Chain.of(normed_chain().eval(), (6,))
+    assert mixes_rows(chain, (6,))
+    assert needs_two_rows(chain, (6,))
+    assert not chain.module.training
+
+
+def test_images_can_be_normalised_over_their_pixels_one_image_at_a_time():
+    images = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 4, 3)))
+    assert not needs_two_rows(Chain.of(images, (1, 4, 4)), (1, 4, 4))
+
+
+def test_two_blocks_cannot_share_running_statistics():
+    norm = nn.BatchNorm1d(6, affine=False)
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), norm), nn.Sequential(nn.Linear(6, 6), norm))
+    with pytest.raises(BadInput, match="blocks 0 and 1 share a parameter"):
+        Chain.of(model, (6,))
+
+
 def test_bytes_are_those_of_float32_and_flops_the_same_when_training_is_in_float64():
     single, double = (
         measure(Chain.of(linear_chain().to(dtype), (6,)), (6,)) for dtype in (torch.float32, torch.float64)
@@ -225,6 +360,49 @@ def test_a_block_that_compares_samples_with_each_other_has_no_cost_per_sample():
     chain = Chain.of(nn.Sequential(ComparesSamples(6, 4)), (6,))
     with pytest.raises(BadInput, match=r"block 0 costs .* for 2 samples but .* for 3"):
         measure(chain, (6,))
+
+
+# ---- remembered -----------------------------------------------------------------------------------------------------
+
+
+def columns(shape):
+    return {f.name: np.asarray(getattr(shape, f.name)).tolist() for f in fields(shape) if f.name != "narrower"}
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "fedsim" / "shapes"
+
+
+IMAGES = LabelledData(*[np.zeros((1, 3, 32, 32), np.float32), np.zeros(1, np.int64)] * 2, n_classes=10)
+NORMED = Resnet20(norm="batch", channels=(2, 4, 6))
+PARAMETERS = {"norm": "batch", "channels": [2, 4, 6]}
+
+
+def test_a_remembered_shape_is_the_measured_one_to_the_last_number(empty_cache):
+    measured = shape_cache.shape_of("resnet20", PARAMETERS, lambda: NORMED, IMAGES)
+    assert len(list(empty_cache.iterdir())) == 1
+    remembered = shape_cache.shape_of("resnet20", PARAMETERS, lambda: pytest.fail("was measured again"), IMAGES)
+    assert columns(remembered) == columns(measured)
+    assert remembered.n_kept_activations.dtype == np.int64
+    np.testing.assert_array_equal(remembered.memory_bytes(32), measured.memory_bytes(32))
+
+
+def test_a_shape_remembered_without_a_column_of_today_is_measured_again(empty_cache):
+    shape = shape_cache.shape_of("resnet20", PARAMETERS, lambda: NORMED, IMAGES)
+    (file,) = empty_cache.iterdir()
+    values = json.loads(file.read_text())
+    del values["n_kept_activations"]
+    file.write_text(json.dumps(values))
+    assert columns(shape_cache.shape_of("resnet20", PARAMETERS, lambda: NORMED, IMAGES)) == columns(shape)
+
+
+def test_a_sliced_shape_is_that_of_the_narrowed_model(empty_cache):
+    shape = shape_cache.shape_of("resnet20", PARAMETERS, lambda: NORMED, IMAGES)
+    module = NORMED.narrowed(0.5).build((3, 32, 32), 10)
+    assert columns(shape.sliced(0.5)) == columns(measure(Chain.of(module, (3, 32, 32)), (3, 32, 32)))
+    assert columns(shape.sliced(0.5, convolutions=False)) == columns(shape)
 
 
 # ---- initial weights ------------------------------------------------------------------------------------------------

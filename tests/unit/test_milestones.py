@@ -25,7 +25,7 @@ from fedsim.timing.weather import Weather
 
 # Forward FLOPs 448, 320 and 896 as in a perceptron whose full step costs 4096: depths take 31/64, 43/64 and all of it.
 F = np.array([896.0, 448.0, 320.0])
-SHAPE = ModelShape(("a", "b", "c"), np.array([8, 4, 2]), np.array([32, 16, 8]), F, F, F, np.array([1, 1, 1]))
+SHAPE = ModelShape(("a", "b", "c"), np.array([8, 4, 2]), np.array([32, 16, 8]), F, F, F, *[np.array([1, 1, 1])] * 2)
 N = 6
 
 DOWNLINK = Link(rate_bits_per_s=1e3, latency_s=0.1)

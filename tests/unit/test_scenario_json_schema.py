@@ -49,6 +49,11 @@ def branches(schema, entry):
     return {branch["title"]: branch for branch in schema["$defs"][entry]["oneOf"]}
 
 
+def test_a_kind_may_have_other_names(monkeypatch, schema):
+    monkeypatch.setattr(shelves, "aliases", lambda shelf: {"invalid": "patient"} if shelf == "policies" else {})
+    assert branches(json_schema(), "PolicyEntry")["patient"]["properties"]["kind"] == {"enum": ["patient", "invalid"]}
+
+
 def test_every_kind_is_spelled_out_with_its_own_parameters(schema):
     patient = branches(schema, "PolicyEntry")["patient"]
     assert patient["properties"]["kind"] == {"const": "patient"}

@@ -101,6 +101,25 @@ def test_a_policy_takes_local_steps_from_the_training_settings_that_hold_for_it(
     assert [each.training.local_steps for each in found] == [7, 8, 9]
 
 
+def test_a_policy_with_another_way_to_state_its_work_is_given_no_local_steps():
+    """FedNova's may be left out for a budget; whoever wrote neither is told so, and not given five."""
+    values = scenario(training={"local_steps": 7})
+    values["policies"] = [{"kind": "fednova", "budget_s": 2.0}, {"kind": "fednova", "local_steps": 9}]
+    assert [each.policy.local_steps for each in from_dict(values).contenders] == [None, 9]
+    values["policies"] = [{"kind": "fednova", "training": {"local_steps": 8}}]
+    with pytest.raises(ScenarioError, match="local_steps has no effect on fednova"):
+        from_dict(values)
+
+
+def test_a_policy_that_asks_for_the_devices_momentum_takes_it_from_the_training_settings_that_hold_for_it():
+    values = scenario(training={"momentum": 0.5})
+    nova = {"kind": "fednova", "local_steps": 2}
+    values["policies"] = [nova, {**nova, "training": {"momentum": 0.9}}, {**nova, "momentum": 0.0}]
+    found = from_dict(values).contenders
+    assert [each.policy.momentum for each in found] == [0.5, 0.9, 0.0]
+    assert [each.training.momentum for each in found] == [0.5, 0.9, 0.5]
+
+
 def test_an_entry_overrides_only_the_training_settings_that_it_names():
     values = scenario(training={"learning_rate": 0.5, "batch_size": "all"})
     values["policies"][0] |= {"training": {"learning_rate": 1}, "server_optimizer": {"kind": "adam"}}

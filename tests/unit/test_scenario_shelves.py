@@ -196,6 +196,18 @@ def test_a_file_of_the_users_does_not_stand_in_for_pythons_own(mylab):
     )
 
 
+def test_another_name_of_a_policy_is_the_policy_itself(monkeypatch):
+    """And a file of that name would come first."""
+    assert shelves.aliases("policies") == {"inclusivefl": "embracingfl"}
+    same = shelves.build("policies", "inclusivefl", {"depths": [1]})
+    assert same == shelves.build("policies", "embracingfl", {"depths": [1]})
+    assert shelves.kind_named("policies", "inclusivefl") == "embracingfl", "results and closed forms are of that name"
+    assert "inclusivefl" not in shelves.names("policies"), "listed once"
+    assert refusal("policies", "inclusivfl").endswith("did you mean 'inclusivefl'?")
+    monkeypatch.setattr(shelves, "names", lambda shelf: ["embracingfl", "inclusivefl"])
+    assert shelves.kind_named("policies", "inclusivefl") == "inclusivefl"
+
+
 def test_naming_policies_does_not_import_torch():
     code = (
         "import sys; from fedsim.scenario import read, shelves; "

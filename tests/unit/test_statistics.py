@@ -433,6 +433,13 @@ def test_the_summary_of_a_run_adds_up_its_rounds(tmp_path):
         "downloaded_bytes": 900,
         "device_flops": 3000.0,
         "used_flops_share": 0.75,
+        "wasted_flops": 750.0,
+        "wasted_uploaded_bytes": None,
+        "wasted_downloaded_bytes": None,
+        "staleness_mean": None,
+        "staleness_max": None,
+        **{key: {} for key in ("device_share", "update_share", "step_share", "weight_share", "mix_accuracy")},
+        "effective_step": {"input": None, "output": None},
         "outcome": "finished",
     }
 

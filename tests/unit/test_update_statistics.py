@@ -5,7 +5,7 @@ import pytest
 
 from fedsim import weights
 from fedsim.facts import AggregateRequest
-from fedsim.training import reference, update_statistics
+from fedsim.training import apart, reference, update_statistics
 from tests.learning import bench
 
 
@@ -30,10 +30,12 @@ def by_hand(at, work, table):
 
 @pytest.mark.parametrize("model", ["mlp", "cnn", "resnet20"])
 @pytest.mark.parametrize("n_at_once", [1, 2, 100])
-def test_they_are_those_of_the_updates_whatever_fits_in_memory(model, n_at_once, monkeypatch):
+@pytest.mark.parametrize("n_held", [0, 100])
+def test_they_are_those_of_the_updates_whatever_fits_in_memory(model, n_at_once, n_held, monkeypatch):
     at, plain = bench(model), bench(model)
     model_bytes = sum(w.numel() * w.element_size() for w in at.values)
-    monkeypatch.setattr(update_statistics, "_BYTES", n_at_once * model_bytes)
+    monkeypatch.setattr(apart, "_BYTES", n_at_once * model_bytes)
+    monkeypatch.setattr(update_statistics, "_HELD_BYTES", n_held * model_bytes)
     n = at.n_layers
     work = at.work([0, 1, 2, 3], n_steps=[1, 3, 0, 2], partial_depth=[0, 0, n - 1, 0], task_depth=[n, n, n, 2])
     table = weights.layer_mean(work)
@@ -47,13 +49,17 @@ def test_they_are_those_of_the_updates_whatever_fits_in_memory(model, n_at_once,
         assert float((mine - its).abs().max()) <= 1e-12
 
 
-def test_norms_cost_no_flops_and_distances_cost_the_work_once_more():
+@pytest.mark.parametrize(("held_bytes", "n_times"), [(2**28, 1), (0, 2)])
+def test_norms_cost_no_flops_and_distances_cost_the_work_once_more_where_updates_fit_no_memory(
+    held_bytes, n_times, monkeypatch
+):
+    monkeypatch.setattr(update_statistics, "_HELD_BYTES", held_bytes)
     at = bench("cnn")
     work = at.work([0, 1, 2], n_steps=1)
     table, used = weights.layer_mean(work), work.used_flops(at.learner.shape, at.plan).sum()
     assert asked(at, work, table, "update_norm").computed_flops == used
     again = at.work([0, 1, 2], n_steps=1, version=1)
-    assert asked(at, again, table, "update_norm", "update_distance", version=1).computed_flops == 2 * used
+    assert asked(at, again, table, "update_norm", "update_distance", version=1).computed_flops == n_times * used
 
 
 def test_whoever_does_not_ask_is_told_nothing():

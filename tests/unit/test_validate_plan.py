@@ -144,9 +144,11 @@ def test_the_fleet_of_theory_is_the_clocks():
     fleet, everyone, none = fleet_of(here.weather), np.arange(6), np.zeros(6, dtype=np.int64)
     np.testing.assert_allclose(fleet.unit_s, here.weather.unit_s, rtol=1e-14)
     np.testing.assert_allclose(fleet.reach_share, here.weather.reach_cost, rtol=1e-14)
-    np.testing.assert_allclose(fleet.download_s, here.weather.download_s(everyone, none), rtol=1e-14)
+    np.testing.assert_allclose(
+        fleet.download_s, here.weather.download_s(everyone, none, here.weather.shape.suffix_bytes[-1]), rtol=1e-14
+    )
     for depth in range(4):
-        there = here.weather.upload_s(everyone, none, np.full(6, depth))
+        there = here.weather.upload_s(everyone, none, np.full(6, depth), here.weather.shape.suffix_bytes[depth])
         np.testing.assert_allclose(fleet.upload_s[:, depth], there, rtol=1e-14)
 
 
@@ -204,6 +206,13 @@ def test_a_mixture_has_the_moments_and_the_draws_of_its_parts():
 
 
 # ---- plan -----------------------------------------------------------------------------------------------------------
+
+
+def test_plan_turns_numbers_only_and_not_a_list_of_one_per_device():
+    loaded = fedsim.from_dict({**SCENARIO, "policies": [{"kind": "fednova", "local_steps": [1, 2, 3, 4, 5, 6]}]})
+    assert plan(loaded) == []
+    loaded = fedsim.from_dict({**SCENARIO, "policies": [{"kind": "fednova", "budget_s": 3.0}]})
+    assert [curve.setting for curve in plan(loaded)] == ["budget_s"]
 
 
 def test_plan_turns_each_stated_setting_and_keeps_the_stated_value_among_them(tmp_path, capsys):

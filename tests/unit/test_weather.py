@@ -16,7 +16,9 @@ from fedsim.timing.weather import Weather
 # Three layers with forward FLOPs 4, 2, 1 and as many for each gradient: a full step costs 3 x 7 - 4 = 17,
 # depth 1 costs 7 + 1 = 8, depth 2 costs 7 + 1 + 1 + 2 = 11 of it.
 F = np.array([4.0, 2.0, 1.0])
-SHAPE = ModelShape(("a", "b", "c"), np.array([30, 20, 10]), np.array([120, 80, 40]), F, F, F, np.array([1, 1, 1]))
+SHAPE = ModelShape(
+    ("a", "b", "c"), np.array([30, 20, 10]), np.array([120, 80, 40]), F, F, F, *[np.array([1, 1, 1])] * 2
+)
 LUCKY = Compute(
     step_s=Lognormal(sigma=0.5),
     device_factor=Gamma(shape=2.0),
@@ -39,9 +41,9 @@ def durations(of, devices, ordinals):
         of.unit_s[devices],
         of.task_unit_s(devices, ordinals),
         *of.step_factors(devices, ordinals, 0, 5).T,
-        *of.layer_costs(devices, ordinals, 3).T,
-        of.download_s(devices, ordinals),
-        of.upload_s(devices, ordinals, np.full(len(devices), 2)),
+        *of.layer_costs(devices, ordinals, 3, of.reach_cost[None]).T,
+        of.download_s(devices, ordinals, of.shape.suffix_bytes[-1]),
+        of.upload_s(devices, ordinals, np.full(len(devices), 2), of.shape.suffix_bytes[2]),
         of.drawn_depth(devices, ordinals),
     ]
     return np.stack(columns, axis=1)
@@ -68,7 +70,7 @@ def test_tasks_steps_and_layers_are_drawn_anew_and_devices_once():
     np.testing.assert_array_equal(first[:, 0], second[:, 0])
     assert (first[:, 1:-1] != second[:, 1:-1]).all()
     assert len(np.unique(first[:, 2:7])) == 100  # one step factor per device and step
-    assert (np.diff(of.layer_costs(devices, devices * 0, 0), axis=1) > 0).all()
+    assert (np.diff(of.layer_costs(devices, devices * 0, 0, of.reach_cost[None]), axis=1) > 0).all()
 
 
 def test_the_clock_seed_draws_tasks_and_the_fleet_seed_devices():
@@ -86,7 +88,10 @@ def test_doubling_the_base_doubles_every_compute_time(step_s, factor):
     devices, ordinals = np.arange(9), np.arange(9)
     task = Task(n_steps=3, depth=2)
     np.testing.assert_array_equal(other.task_unit_s(devices, ordinals), factor * one.task_unit_s(devices, ordinals))
-    np.testing.assert_array_equal(other.layer_costs(devices, ordinals, 0), one.layer_costs(devices, ordinals, 0))
+    np.testing.assert_array_equal(
+        other.layer_costs(devices, ordinals, 0, other.reach_cost[None]),
+        one.layer_costs(devices, ordinals, 0, one.reach_cost[None]),
+    )
     one, other = (weather(Fleet(9, replace(w.fleet.compute, task_factor=None))) for w in (one, other))
     np.testing.assert_array_equal(
         Foresight(other).expected_compute_s(task, devices),
@@ -114,7 +119,7 @@ def test_stated_layer_times_count_from_the_output_after_the_forward_pass():
 def test_layer_factors_stretch_the_backward_pass_of_their_own_layer():
     """Without luck in the forward pass nothing can be reached before it: 7/17 of a step."""
     of = weather(Fleet(500, Compute(step_s=1.0, layer_factor=Exponential())))
-    costs = of.layer_costs(np.arange(500), np.zeros(500, dtype=int), 0)
+    costs = of.layer_costs(np.arange(500), np.zeros(500, dtype=int), 0, of.reach_cost[None])
     own = np.diff(np.concatenate([np.full((500, 1), 7 / 17), costs], axis=1), axis=1) / (np.array([1, 3, 6]) / 17)
     assert own.min() > 0
     assert len(np.unique(own)) == own.size  # every layer its own draw
@@ -125,17 +130,20 @@ def test_transfers_take_latency_and_bits_over_rate_and_a_suffix_only_its_own():
     link = Link(rate_bits_per_s=(80.0, 160.0), latency_s=0.5)
     of = weather(Fleet(2, uplink=link, downlink=link))
     devices, ordinals = np.arange(2), np.zeros(2, dtype=int)
-    np.testing.assert_allclose(of.download_s(devices, ordinals), [0.5 + 8 * 240 / 80, 0.5 + 8 * 240 / 160])
     np.testing.assert_allclose(
-        of.upload_s(devices, ordinals, np.array([1, 2])), [0.5 + 8 * 40 / 80, 0.5 + 8 * 120 / 160]
+        of.download_s(devices, ordinals, of.shape.suffix_bytes[-1]), [0.5 + 8 * 240 / 80, 0.5 + 8 * 240 / 160]
     )
-    np.testing.assert_array_equal(of.upload_s(devices, ordinals, np.array([0, 0])), 0.0)
+    np.testing.assert_allclose(
+        of.upload_s(devices, ordinals, np.array([1, 2]), of.shape.suffix_bytes[[1, 2]]),
+        [0.5 + 8 * 40 / 80, 0.5 + 8 * 120 / 160],
+    )
+    np.testing.assert_array_equal(of.upload_s(devices, ordinals, np.array([0, 0]), np.array([0, 0])), 0.0)
 
 
 def test_a_link_drawn_per_device_keeps_its_rate():
     of = weather(Fleet(5, uplink=replace(LINK, redrawn="device")))
     devices, depth = np.arange(5), np.full(5, 3)
-    one, other = (of.upload_s(devices, np.full(5, ordinal), depth) for ordinal in (0, 1))
+    one, other = (of.upload_s(devices, np.full(5, ordinal), depth, of.shape.suffix_bytes[depth]) for ordinal in (0, 1))
     np.testing.assert_array_equal(one, other)
     assert len(np.unique(one)) == 5
 
