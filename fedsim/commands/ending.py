@@ -25,7 +25,7 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
     comparisons = [c for c in compare_targets(runs) if c.results]
     first = headline(comparisons)
     labels = [r.label for r in first.results] if first else list(dict.fromkeys(run.label for run in runs))
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     if first is not None:
         table.add_column("place", justify="right", no_wrap=True)
     table.add_column("policy", overflow="fold", min_width=_policy_width(labels))

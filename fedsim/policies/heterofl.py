@@ -77,6 +77,8 @@ class HeteroFL:
             yield "state exactly one of rates, budget_s and within_memory"
         elif self.rates is not None and len(self.rates) != n:
             yield f"rates has {len(self.rates)} numbers but the fleet has {n} devices; give one per device"
+        elif self.rates is not None and self.levels != HeteroFL.levels:
+            yield "levels are to choose from under budget_s and within_memory, but rates are stated; leave one out"
         elif self.assignment == "dynamic" and self.rates is None:
             yield "assignment is dynamic but each device is held to a limit of its own; state rates instead of the limit"
         elif self.within_memory and setting.memory_bytes is None:
@@ -88,10 +90,7 @@ class HeteroFL:
         """Share of the units that each device trains, `[device]`; 0 where not even the least level fits."""
         if self.rates is not None:
             return np.asarray(self.rates, dtype=np.float64)
-        rates = np.zeros(setting.n_devices)
-        for level in sorted(self.levels):
-            rates[self._fits(setting, level)] = level
-        return rates
+        return np.asarray(np.max([level * self._fits(setting, level) for level in self.levels], axis=0, initial=0.0))
 
     def _fits(self, setting: Setting, level: float) -> BoolArray:
         """Whether the device can train a model of this rate, `[device]`."""

@@ -239,6 +239,7 @@ MISFITS = [
     ("heterofl", {"budget_s": 2.0}, {}, "state exactly one of rates, budget_s and within_memory"),
     ("heterofl", {"rates": [1.0, 0.5]}, {}, "rates has 2 numbers but the fleet has 3 devices; give one per device"),
     ("heterofl", {"n_sampled": 4}, {}, "n_sampled is 4 but the fleet has 3 devices; choose 1..3"),
+    ("heterofl", {"levels": [0.5]}, {}, "levels are to choose from under budget_s and within_memory, but rates are"),
     ("heterofl", {"rates": None, "budget_s": 0.3}, {}, "budget_s is 0.3 but device 0 (3 in all) is too weak"),
     ("heterofl", {"rates": None, "within_memory": True}, {}, "within_memory is true but the fleet does not say"),
     (
