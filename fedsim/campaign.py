@@ -11,7 +11,7 @@ from queue import Empty
 from typing import Any, TypeVar
 
 from fedsim import records
-from fedsim.manifest import fingerprint
+from fedsim.manifest import fingerprint, of_run
 from fedsim.protocols import Policy
 from fedsim.records import Progress
 from fedsim.run import check, simulate
@@ -111,7 +111,9 @@ def _run_pair(loaded: LoadedScenario, pair: Pair, tell: Tell | None) -> None:
             tell(pair.contender.label, pair.seeds.seed, progress)
 
     partial = records.partial_folder(pair.folder)
-    with (partial / "journal.jsonl").open("w", encoding="utf-8") as journal:
+    records.write_start(partial, of_run(loaded, pair.contender, pair.seeds))
+    # A line is on the disk as soon as its round is closed: somebody may be watching.
+    with (partial / records.JOURNAL).open("w", encoding="utf-8", buffering=1) as journal:
         result = simulate(loaded, pair.contender, pair.seeds, on_progress=on_progress, journal=journal)
     records.write(pair.folder, partial, result.tables, result.manifest, result.expected)
     outcome, final = result.manifest["outcome"], result.manifest["final"]

@@ -23,6 +23,7 @@ from fedsim.speed_classes import SpeedClasses
 from fedsim.timing.book import ClosedJobs, ClosedRound
 
 SCHEMA_VERSION = 1
+JOURNAL, STARTED = "journal.jsonl", "started.json"
 _COSTS = ("uploaded_bytes", "downloaded_bytes", "device_flops")
 _WASTES = {"wasted_uploaded_bytes": "uploaded_bytes", "wasted_downloaded_bytes": "downloaded_bytes"}
 _TABLES = ("rounds", "layers", "evaluations")
@@ -67,6 +68,7 @@ class RunBook:
     _unresolved: list[ClosedJobs] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COSTS, 0.0))
     _version: int = 0
+    _n_journalled: int = 0
     n_closed: int = 0
 
     def __post_init__(self) -> None:
@@ -180,10 +182,20 @@ class RunBook:
         latest = self._evaluations.latest[1]
         accuracy = None if latest is None or np.isnan(latest.accuracy) else latest.accuracy
         shares = [closed.end_s / self.horizon_s, self.n_closed / self.n_rounds if self.n_rounds else 0.0]
-        self.on_progress(Progress(closed.end_s, self.n_closed, accuracy, min(1.0, max(shares))))
+        share = min(1.0, max(shares))
+        self.on_progress(Progress(closed.end_s, self.n_closed, accuracy, share))
         if self.journal is not None:
-            line = {"round": self.n_closed - 1, "end_s": closed.end_s, "version": closed.report.version}
-            self.journal.write(json.dumps(line | {"accuracy": accuracy}) + "\n")
+            line = {"round": self.n_closed - 1, "start_s": closed.start_s, "end_s": closed.end_s}
+            line |= {"version": closed.report.version, "n_contributions": len(closed.contributions), **self._totals}
+            self.journal.write(json.dumps(line | {"share": share, "evaluations": self._new_evaluations()}) + "\n")
+
+    def _new_evaluations(self) -> list[dict[str, Any]]:
+        """The rows since the journal's last line; numbers that are none are null."""
+        rows = self._evaluations.rows
+        n_rows = len(rows.get("time_s", ()))
+        new = range(self._n_journalled, n_rows)
+        self._n_journalled = n_rows
+        return [{name: column[i] if np.isfinite(column[i]) else None for name, column in rows.items()} for i in new]
 
     def _is_over(self, now_s: float) -> str | None:
         if self.n_rounds is not None and self.n_closed >= self.n_rounds:
@@ -286,6 +298,11 @@ def partial_folder(folder: Path) -> Path:
     return partial
 
 
+def write_start(partial: Path, facts: Mapping[str, Any]) -> None:
+    """What a run that has begun is about, for those who watch it: the manifest as far as it is known."""
+    (partial / STARTED).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def write(
     folder: Path,
     partial: Path,
@@ -301,7 +318,8 @@ def write(
     for name, facts in (("expected", list(expected)), ("manifest", manifest)):
         text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
         (partial / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    (partial / "journal.jsonl").unlink(missing_ok=True)
+    for name in (JOURNAL, STARTED):
+        (partial / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
