@@ -153,6 +153,26 @@ def plan(scenario: ScenarioFile, out: OutFolder = Path("runs"), as_json: Json = 
         print(json.dumps(everything, indent=2))
 
 
+@app.command()
+def dashboard(
+    folder: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of runs, or of one scenario's.")] = Path(
+        "runs"
+    ),
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port; 0 for any that is free.")] = 8050,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; this machine alone.")] = "127.0.0.1",
+) -> None:
+    """Look at runs in a browser, also while they grow; compare them, and plan. Ends with Ctrl-C."""
+    from fedsim.commands.dashboard import serve
+
+    def tell(address: str) -> None:
+        out_console.print(
+            f"Dashboard of {escape(str(folder))}: {address} (Ctrl-C ends it)", highlight=False, soft_wrap=True
+        )
+
+    serve(folder, host, port, tell)
+    raise typer.Exit(130)
+
+
 @app.command("list")
 def list_shelves(as_json: Json = False) -> None:
     """The policies, models and data sets that a scenario may name."""
@@ -178,24 +198,46 @@ def schema() -> None:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A scenario's folder, such as runs/quickstart.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Scenarios' folders, such as runs/quickstart, or run folders."),
+    ],
+    png: Annotated[bool, typer.Option("--png", help="Also write every figure as PNG.")] = False,
+    svg: Annotated[bool, typer.Option("--svg", help="Also write every figure as SVG.")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also write every figure as PDF.")] = False,
+    style: Annotated[str, typer.Option(metavar="screen|paper", help="Look of these pictures.")] = "screen",
+    width: Annotated[str, typer.Option(metavar="single|double", help="Columns of a paper's page.")] = "single",
 ) -> None:
-    """Write summary.json, summary.csv and report.html anew from finished runs."""
-    from fedsim.statistics.reading import broken_folders, read_scenario
+    """Write summary and report anew from finished runs; the figures as pictures, if asked."""
+    from fedsim.commands.reporting import draw, formats_of, pages
 
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder; give a scenario's folder of results, such as runs/quickstart")
-    runs = read_scenario(folder)
-    for reason in broken_folders(folder):
+    formats = formats_of(png=png, svg=svg, pdf=pdf, style=style, width=width)
+    for page in pages(folders):
+        for reason in page.left_out:
+            error_console.print(f"Left out: {reason}", markup=False, highlight=False)
+        _conclude(page.folder, page.runs, is_whole=page.is_whole)
+        for path in draw(page, formats, style, width):
+            out_console.print(f"Picture: {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or scenarios' folders with all their runs.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="tensorboard|mlflow|wandb", help="The tracker.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Its folder; tensorboard, mlruns or . if left out.")
+    ] = None,
+) -> None:
+    """Copy finished runs to an experiment tracker, without a network."""
+    from fedsim.commands.export import export as export_runs
+    from fedsim.commands.export import read
+
+    runs, left_out = read(folders)
+    for reason in left_out:
         error_console.print(f"Left out: {reason}", markup=False, highlight=False)
-    if not runs:
-        raise BadInput(f"{folder} holds no finished runs; give a scenario's folder of results, such as runs/quickstart")
-    if len({run.setting for run in runs}) > 1:
-        raise BadInput(
-            f"{folder} holds runs of different settings, which cannot be compared; run the scenario again, "
-            f"or move the old runs away"
-        )
-    _conclude(folder, runs)
+    out_console.print(export_runs(runs, to, out), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -272,18 +314,20 @@ def _conclude_scenario(loaded: LoadedScenario, out: Path, chosen: list[Pair]) ->
         out_console.print(spent, highlight=False, soft_wrap=True)
 
 
-def _conclude(folder: Path, runs: list[Run]) -> None:
-    """Summary, report, and the table that ends a run."""
-    from fedsim.commands.ending import ending, heard
+def _conclude(folder: Path, runs: list[Run], *, is_whole: bool = True) -> None:
+    """Summary (of whole scenarios), report, and what the terminal shows of them."""
+    from fedsim.commands.ending import curve, ending, heard
     from fedsim.dashboard.report import write_report
     from fedsim.statistics.summary import write_summary
 
-    write_summary(folder, runs)
-    path = write_report(folder, runs)
+    if is_whole:
+        write_summary(folder, runs)
+    path = write_report(folder, runs, is_whole=is_whole)
     table, sentence = ending(runs)
     out_console.print(table)
-    if (behind := heard(runs)) is not None:
-        out_console.print("", behind, sep="\n")
+    for further in (heard(runs), curve(runs, out_console.width)):
+        if further is not None:
+            out_console.print("", further, sep="\n")
     out_console.print(f"\n{escape(sentence)}", highlight=False, soft_wrap=True)
     out_console.print(f"Report: {escape(str(path))}", highlight=False, soft_wrap=True)
 

@@ -29,7 +29,12 @@ def of_run(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> dict
     return {
         "schema_version": SCHEMA_VERSION,
         "scenario": resolved,
-        "policy": {"kind": contender.kind, "label": contender.label, "parameters": resolved["policies"][position]},
+        "policy": {
+            "kind": contender.kind,
+            "label": contender.label,
+            "summary": _summary(contender),
+            "parameters": resolved["policies"][position],
+        },
         "position": position,
         "seed": seeds.seed,
         "seeds": {purpose: seeds.of(purpose) for purpose in ("init", "data", "fleet", "clock")},
@@ -37,6 +42,14 @@ def of_run(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> dict
         "versions": {name: _version(name) for name in ("fedsim-clock", "torch", "numpy", "scipy", "simpy")},
         "fingerprint": fingerprint(loaded, contender, seeds),
     }
+
+
+def _summary(contender: Contender) -> str:
+    """What the policy does, by the first line of its file, or of its class where the file has none."""
+    cls = type(contender.policy)
+    module = inspect.getmodule(cls)
+    said = (module and module.__doc__) or cls.__doc__ or ""
+    return said.strip().split("\n", 1)[0]
 
 
 def fingerprint(loaded: LoadedScenario, contender: Contender, seeds: SeedSet) -> str:

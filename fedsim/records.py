@@ -20,7 +20,7 @@ from fedsim.evaluations import Evaluations, Grid
 from fedsim.facts import Array, BoolArray, Evaluation, IntArray
 from fedsim.protocols import Learner
 from fedsim.speed_classes import SpeedClasses
-from fedsim.timing.book import ClosedJobs, ClosedRound
+from fedsim.timing.book import ClosedJobs, ClosedRound, Milestones
 
 SCHEMA_VERSION = 1
 JOURNAL, STARTED = "journal.jsonl", "started.json"
@@ -100,6 +100,9 @@ class RunBook:
             computed_flops=closed.report.computed_flops,
             staleness_mean=float(staleness.mean()) if len(staleness) else np.nan,
             staleness_max=int(staleness.max()) if len(staleness) else np.nan,
+            decided_s=closed.decision.at_s,
+            decided_by=closed.decision.by,
+            decided_n=closed.decision.n,
         )
         self._record_layers_and_classes(closed)
         self._record_updates(closed)
@@ -221,21 +224,34 @@ class RunBook:
                 name: np.concatenate([np.empty(0, kind), *(part[name] for part in parts)]).astype(kind)
                 for name, kind in _UPDATES.items()
             }
-        return tables | {"tasks": self._task_columns()} if self.record_tasks else tables
+        if self.record_tasks:
+            tables |= {"tasks": self._task_columns(), "milestones": self._milestone_columns()}
+        return tables
 
     def _close_open_jobs(self) -> None:
         self._resolve(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
     def _task_columns(self) -> dict[str, Any]:
-        names = [f.name for f in fields(ClosedJobs) if f.name != "outcome"]
+        names = [f.name for f in fields(ClosedJobs) if f.name not in ("outcome", "ended_s", "milestones")]
         columns: dict[str, Any] = {
             name: np.concatenate([np.empty(0, _TASKS[name]), *(getattr(jobs, name) for jobs, _, _ in self._tasks)])
             for name in names
         }
         sizes = [len(jobs.device) for jobs, _, _ in self._tasks]
         columns["round"] = np.repeat(np.array([closed for _, closed, _ in self._tasks], dtype=np.int64), sizes)
+        columns["ended_s"] = np.repeat(np.array([jobs.ended_s for jobs, _, _ in self._tasks], dtype=np.float64), sizes)
         outcomes = [np.where(used, "used", _OUTCOME[jobs.outcome]) for jobs, _, used in self._tasks]
         columns["outcome"] = np.concatenate([np.empty(0, "<U9"), *outcomes]).astype(object)
+        return columns
+
+    def _milestone_columns(self) -> dict[str, Any]:
+        """Sorted by round, so that one round can be read without the others."""
+        parts = [(jobs.milestones, closed) for jobs, closed, _ in self._tasks if jobs.milestones is not None]
+        sizes = [len(passed.device) for passed, _ in parts]
+        columns: dict[str, Any] = {"round": np.repeat(np.array([closed for _, closed in parts], dtype=np.int32), sizes)}
+        for f in fields(Milestones):
+            kind = _MILESTONES[f.name]
+            columns[f.name] = np.concatenate([np.empty(0, kind), *(getattr(passed, f.name) for passed, _ in parts)])
         return columns
 
 
@@ -248,6 +264,7 @@ _ROUNDS = {
     "n_sent": "i8",
     "n_contributions": "i8",
 } | dict.fromkeys((*_COSTS, *_WASTES, "used_flops", "computed_flops", "staleness_mean", "staleness_max"), "f8")
+_ROUNDS |= {"decided_s": "f8", "decided_by": "O", "decided_n": "f8"}
 _LAYERS = {"round": "i8", "layer": "i8", "n_contributors": "i8", "weight_sum": "f8", "change_norm": "f8"}
 _CLASSES = {"round": "i8", "speed_class": "i8", "n_used": "i8", "n_steps": "i8", "weight_sum": "f8"}
 _EVALUATIONS = {"time_s": "f8", "version": "i8", "round": "i8"} | dict.fromkeys(
@@ -255,8 +272,11 @@ _EVALUATIONS = {"time_s": "f8", "version": "i8", "round": "i8"} | dict.fromkeys(
 )
 _UPDATES = {"round": "i8", "device": "i8", "layer": "i8", "squared_norm": "f8", "squared_distance": "f8"}
 _TASKS = dict.fromkeys((f.name for f in fields(ClosedJobs)), "f8") | dict.fromkeys(
-    ("device", "ordinal", "version", "n_steps", "depth"), "i8"
+    ("device", "ordinal", "version", "asked_steps", "n_steps", "depth"), "i8"
 )
+# Half as wide as elsewhere: there may be ten of these rows for every task.
+_MILESTONES = dict.fromkeys(("device", "ordinal", "step", "layer"), "i4") | {"ended_s": "f8"}
+_ROWS_AT_ONCE = 65_536  # rows of a file that are read together: a round is found without reading all of a large table
 
 
 def _append(table: Table, **row: Any) -> None:
@@ -314,7 +334,7 @@ def write(
     import pandas as pd
 
     for name, columns in tables.items():
-        pd.DataFrame(dict(columns)).to_parquet(partial / f"{name}.parquet", index=False)
+        pd.DataFrame(dict(columns)).to_parquet(partial / f"{name}.parquet", index=False, row_group_size=_ROWS_AT_ONCE)
     for name, facts in (("expected", list(expected)), ("manifest", manifest)):
         text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
         (partial / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -76,7 +76,14 @@ def simulate(
         label_shares=label_shares,
     )
     wanted: frozenset[Wanted] = frozenset({"update_norm", "update_distance"} if scenario.record_updates else ())
-    server = SimServer(world.weather, learner, book, horizon_s=book.horizon_s, wanted=wanted)
+    server = SimServer(
+        world.weather,
+        learner,
+        book,
+        horizon_s=book.horizon_s,
+        wanted=wanted,
+        with_milestones=scenario.record_tasks,
+    )
     over = server.play(contender.policy)
     final, tables = book.final(), book.tables()
     if scenario.record_tasks:

@@ -130,6 +130,11 @@ def _tasks() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "device": [0, 1, 2],
+            "ordinal": 0,
+            "round": 2,
+            "version": 0,
+            "n_steps": [2, 2, 1],
+            "depth": 2,
             "outcome": ["used", "used", "dropped"],
             "sent_s": [0.0, 0.0, 0.0],
             "downloaded_s": [1.0, 1.0, 1.0],
@@ -167,3 +172,41 @@ def _manifest(
         "machine": {"n_cores": 2},
         "position": position,
     }
+
+
+def begin_run(
+    scenario_folder: Path, label: str, seed: int, *, kind: str = "fedavg", position: int = 0, policy: str | None = None
+) -> Path:
+    """A run that has just begun: its partial folder with started.json and an empty journal. policy: its folder's name."""
+    folder = scenario_folder / (policy or f"policy-{position}") / f".seed-{seed}.partial"
+    folder.mkdir(parents=True)
+    facts = _manifest(scenario_folder.name, label, kind, seed, position, (0.9,), GRID_STEP_S, 20.0)
+    (folder / "started.json").write_text(json.dumps(facts), encoding="utf-8")
+    (folder / "journal.jsonl").touch()
+    return folder
+
+
+def journal_line(number: int, *, accuracy: float | None = None, share: float = 0.5, round_s: float = 10.0) -> str:
+    """What the journal says when round `number` is closed, with an evaluation at its end if there is an `accuracy`."""
+    end_s = (number + 1) * round_s
+    costs = {"uploaded_bytes": 100.0, "downloaded_bytes": 300.0, "device_flops": 1000.0}
+    line: dict[str, Any] = {"round": number, "start_s": end_s - round_s, "end_s": end_s, "version": number + 1}
+    row = {"time_s": end_s, "version": number + 1, "round": number + 1, "accuracy": accuracy, "loss": 1.0}
+    row |= {"accuracy_slowest": None, "accuracy_fastest": None, **costs}
+    line |= {"n_contributions": 4, **costs, "share": share, "evaluations": [] if accuracy is None else [row]}
+    return json.dumps(line) + "\n"
+
+
+def add_lines(partial: Path, *lines: str) -> None:
+    """Let a run in progress write these into its journal."""
+    with (partial / "journal.jsonl").open("a", encoding="utf-8") as journal:
+        journal.write("".join(lines))
+
+
+def finish_run(partial: Path, finished: Path) -> Path:
+    """End a run as fedsim does: `finished`, a whole run made elsewhere, becomes its tables, and the folder is renamed."""
+    for file in finished.iterdir():
+        file.rename(partial / file.name)
+    for name in ("journal.jsonl", "started.json"):
+        (partial / name).unlink()
+    return partial.rename(partial.with_name(partial.name.removeprefix(".").removesuffix(".partial")))

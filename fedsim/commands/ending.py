@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from fedsim.commands import terminal_plot
 from fedsim.dashboard.tables import labels_best_first, speed_up_words
 from fedsim.statistics.comparison import compare_targets, headline
 from fedsim.statistics.reading import Run
@@ -87,6 +89,11 @@ def _shares(row: dict[str, Any]) -> list[float]:
 def _median(shares: Sequence[float | None]) -> str:
     known = [share for share in shares if share is not None]
     return format_share(float(np.median(known))) if known else ""
+
+
+def curve(runs: Sequence[Run], width: int) -> RenderableType | None:
+    """Median accuracy against simulated time, at most `width` columns wide; None if no accuracy was evaluated."""
+    return terminal_plot.curve(runs, width)
 
 
 def real_time(runs: Sequence[Run]) -> str | None:

@@ -8,8 +8,8 @@ ICDCSW 2011, section 3): beyond it a round's seconds grow faster than the work t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,18 @@ from fedsim.run import World, located
 from fedsim.scenario.contenders import Contender
 from fedsim.scenario.read import LoadedScenario
 from fedsim.theory import registry
-from fedsim.theory.fleet import Expectation, Fleet
+from fedsim.theory.fleet import Expectation, Fleet, none
+from fedsim.theory.rounds import UNITS
 
 SETTINGS = {"k": "devices", "deadline_s": "s", "budget_s": "s", "local_steps": "steps"}
 _SPAN = 8.0  # a setting without a largest value goes from an eighth to eight times what is stated
 _N_POINTS = 9
-_WANTED = ("round_s", "n_contributions", "is_empty", "inverse_n_contributions")
-_WORK = (
-    "n_steps",
-    "used_flops",
-)  # dear where a fleet waits for some of many different devices, and then told by counts
+DEVICES = ("n_contributions", "is_empty", "inverse_n_contributions")
+WORK = ("n_steps", "used_flops", "uploaded_bytes")
+"""Dear where a fleet waits for some of many different devices: then left out along k, where a knee is told by devices."""
+_LEFT_OUT = "left out along k, where it can take seconds for each value"
+MEASURES = {"round_s": "round_s", "n_contributions": "n_contributions", "participation_share": "n_contributions"}
+MEASURES |= {"effective_cohort": "inverse_n_contributions", **{name: name for name in WORK}}
 _LEAST_KNEE = 0.05  # of the unit square: less of a bend than that is none
 
 
@@ -40,6 +42,7 @@ class Point:
 
     round_s: mean. n_contributions: mean; participation_share: of the devices asked. effective_cohort: devices whose plain mean would have
     the same variance, 1 / E[1 / N | N >= 1]. n_steps: local steps per device asked. used_flops: of the work that counts.
+    uploaded_bytes: of all devices. reasons: why there is none, by the name of the measure.
     """
 
     value: float
@@ -49,6 +52,8 @@ class Point:
     effective_cohort: float | None
     n_steps: float | None
     used_flops: float | None
+    uploaded_bytes: float | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class Curve:
     reason: str | None = None
 
 
+Ask = Callable[[str, Any, Fleet, tuple[str, ...]], list[Expectation]]
+"""Closed forms of a policy of that kind on a fleet, these quantities."""
+
+
 def plan(loaded: LoadedScenario) -> list[Curve]:
     """Every setting of every policy, on the fleet of the first seed. Raises ScenarioError on bad input."""
     seeds = loaded.scenario.seed_sets[0]
@@ -81,32 +90,50 @@ def plan(loaded: LoadedScenario) -> list[Curve]:
         try:
             fleet = fleet_of(planned.weather)
         except NoClosedForm as reason:
-            found += [_curve(contender, name, [], str(reason)) for name in _settings(contender)]
+            found += [unplanned(contender, name, str(reason)) for name in settings_of(contender)]
             continue
-        found += [_of_setting(contender, name, fleet) for name in _settings(contender)]
+        found += [curve_of(contender, name, fleet) for name in settings_of(contender)]
     return found
 
 
-def _settings(contender: Contender) -> list[str]:
+def settings_of(contender: Contender) -> list[str]:
+    """The settings that the policy states as a number."""
     stated = {f.name: getattr(contender.policy, f.name) for f in fields(contender.policy)}  # type: ignore[arg-type]
     return [name for name in SETTINGS if isinstance(stated.get(name), int | float)]
 
 
-def _of_setting(contender: Contender, name: str, fleet: Fleet) -> Curve:
-    points, reason = [], None
-    wanted = _WANTED if name == "k" else (*_WANTED, *_WORK)
-    for value in values_of(name, getattr(contender.policy, name), fleet.n_devices):
-        try:
-            turned = replace(contender.policy, **{name: value})  # type: ignore[type-var]
-            found = registry.expected(contender.kind, turned, fleet, wanted=wanted)
-        except NoClosedForm as problem:
-            reason = str(problem)
-            continue
-        point = _point(value, found, fleet.n_devices)
-        points.append(point)
-        if point.round_s is None:
-            reason = next((one.reason for one in found if one.quantity == "round_s"), None)
-    return _curve(contender, name, points, reason if all(p.round_s is None for p in points) else None)
+def asked(kind: str, policy: Any, fleet: Fleet, wanted: tuple[str, ...]) -> list[Expectation]:
+    """These quantities, each with its closed form or the reason why it has none."""
+    try:
+        return registry.expected(kind, policy, fleet, wanted=wanted)
+    except NoClosedForm as reason:
+        return [none(quantity, UNITS[quantity], str(reason)) for quantity in wanted]
+
+
+def curve_of(contender: Contender, name: str, fleet: Fleet, ask: Ask = asked) -> Curve:
+    """One setting turned while the others stay. ask: where the closed forms come from, a memory of them for example."""
+    points = []
+    for value, turned in turns_of(contender, name, fleet):
+        found = [one for wanted in groups_along(name) for one in ask(contender.kind, turned, fleet, wanted)]
+        points.append(point_of(value, found, fleet.n_devices, dict.fromkeys(WORK, _LEFT_OUT) if name == "k" else {}))
+    reasons = [point.reasons["round_s"] for point in points if point.round_s is None]
+    return _curve(contender, name, points, reasons[-1] if len(reasons) == len(points) else None)
+
+
+def unplanned(contender: Contender, name: str, reason: str) -> Curve:
+    """Of a setting on a fleet that has no closed forms at all."""
+    return _curve(contender, name, [], reason)
+
+
+def turns_of(contender: Contender, name: str, fleet: Fleet) -> list[tuple[Any, Any]]:
+    """The values that a setting is turned through, each with the policy that has it."""
+    values = values_of(name, getattr(contender.policy, name), fleet.n_devices)
+    return [(value, replace(contender.policy, **{name: value})) for value in values]  # type: ignore[type-var]
+
+
+def groups_along(name: str) -> tuple[tuple[str, ...], ...]:
+    """What is asked at each value of a setting, the cheap before the dear."""
+    return (("round_s",), DEVICES) if name == "k" else (("round_s",), DEVICES, WORK)
 
 
 def _curve(contender: Contender, name: str, points: list[Point], reason: str | None) -> Curve:
@@ -125,13 +152,25 @@ def values_of(name: str, stated: float, n_devices: int) -> list[Any]:
     return [float(s) for s in np.unique([*np.delete(spread, _N_POINTS // 2), stated])]
 
 
-def _point(value: float, found: Sequence[Expectation], n_devices: int) -> Point:
-    means = {one.quantity: one.mean for one in found if one.layer is None and one.device is None}
-    n, n_empty, inverse = (means.get(name) for name in ("n_contributions", "is_empty", "inverse_n_contributions"))
-    cohort = (1.0 - (n_empty or 0.0)) / inverse if inverse else None
-    share = None if n is None else n / n_devices
-    steps, used = means.get("n_steps"), means.get("used_flops")
-    return Point(float(value), means.get("round_s"), n, share, cohort, steps, used)
+def point_of(
+    value: float, found: Sequence[Expectation], n_devices: int, reasons: Mapping[str, str] | None = None
+) -> Point:
+    """found: what is known there. reasons: of what was not asked, by quantity."""
+    whole = [one for one in found if one.layer is None and one.device is None]
+    means, n_empty = (
+        {one.quantity: one.mean for one in whole},
+        next((o.mean for o in whole if o.quantity == "is_empty"), 0),
+    )
+    why = {one.quantity: one.reason for one in found if one.reason} | dict(reasons or {})
+    n, inverse = means.get("n_contributions"), means.get("inverse_n_contributions")
+    if n == 0:
+        inverse, why["inverse_n_contributions"] = None, "no device's work ever enters a round"
+    numbers = {name: means.get(quantity) for name, quantity in MEASURES.items()} | {
+        "participation_share": None if n is None else n / n_devices,
+        "effective_cohort": (1.0 - (n_empty or 0.0)) / inverse if inverse else None,
+    }
+    lacking = {name: why.get(MEASURES[name], "the policy has none for it") for name in numbers if numbers[name] is None}
+    return Point(float(value), **numbers, reasons=lacking)
 
 
 def knee_of(points: Sequence[Point]) -> float | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedsim.commands.plan import Curve, next_step
-from fedsim.dashboard.plan_page import cells
+from fedsim.dashboard.plan_page import SHOWN, Notes, cells
 from fedsim.statistics.words import digits, format_s
 
 _UNKNOWN = (
@@ -17,7 +19,7 @@ _UNKNOWN = (
 )
 
 
-def planned(curves: Sequence[Curve]) -> tuple[list[Table], list[str]]:
+def planned(curves: Sequence[Curve]) -> tuple[list[RenderableType], list[str]]:
     """A table for each setting of each policy, and sentences."""
     return [_table(curve) for curve in curves], advice(curves)
 
@@ -40,11 +42,13 @@ def _round(curve: Curve) -> str:
     return format_s(at.round_s or 0.0)
 
 
-def _table(curve: Curve) -> Table:
+def _table(curve: Curve) -> RenderableType:
+    """With the reasons of what has no number below it."""
     title = f"{curve.policy}: {curve.setting}" + (f" (no closed form: {curve.reason})" if curve.reason else "")
     table = Table(title=escape(title), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in (curve.setting, "round", "devices that count", "effective cohort", "local steps per device", ""):
+    for name in (curve.setting, *SHOWN.values(), ""):
         table.add_column(name, justify="right", no_wrap=True)
+    notes = Notes()
     for point in curve.points:
-        table.add_row(*cells(curve, point))
-    return table
+        table.add_row(*map(escape, cells(curve, point, notes)))
+    return Group(table, *(Text(line) for line in notes.lines()))

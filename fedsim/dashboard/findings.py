@@ -10,33 +10,65 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from fedsim.statistics.words import digits, format_bytes, format_s, format_share, plural
+from fedsim.statistics.words import digits, format_bytes, format_count, format_s, format_share, listed, plural
 
 
-def accuracy_over_time(frame: pd.DataFrame) -> str:
-    """The median accuracies at the last moment that every policy was evaluated."""
-    moment_s = float(frame.groupby("policy")["time_s"].max().min())
-    return f"After {format_s(moment_s)} {_span(_held(frame, 'time_s', moment_s), 'the median accuracy', format_share)}."
+def curve(frame: pd.DataFrame, over: str, of: str) -> str:
+    """The middle values at the last point of the axis that every policy has."""
+    at = float(frame.groupby("policy")[over].max().min())
+    subject, in_words = ("the median accuracy", format_share) if of == "accuracy" else ("the mean loss", digits)
+    return f"{_at_words(over, at)} {_span(_held(frame, over, at, of), subject, in_words)}."
 
 
-def loss_over_time(frame: pd.DataFrame) -> str:
-    """The mean losses at the last moment that every policy was evaluated."""
-    moment_s = float(frame.groupby("policy")["time_s"].max().min())
-    return f"After {format_s(moment_s)} {_span(_held(frame, 'time_s', moment_s, of='loss'), 'the mean loss', digits)}."
+def _at_words(over: str, at: float) -> str:
+    if over == "time_s":
+        return f"After {format_s(at)}"
+    if over == "round":
+        return f"After {plural(int(at), 'round')}"
+    name, _, unit = over.rpartition("_")
+    amount = format_bytes(at) if unit == "bytes" else f"{format_count(at)} {unit.replace('flops', 'FLOPs')}"
+    verb = {"device": "computed"}.get(name, name.replace("_", " "))
+    return f"With {amount} {verb}"
 
 
-def loss_over_rounds(frame: pd.DataFrame) -> str:
-    """The mean losses after as many rounds as every policy had."""
-    n_rounds = int(frame.groupby("policy")["round"].max().min())
-    held = _held(frame, "round", n_rounds, of="loss")
-    return f"After {plural(n_rounds, 'round')} {_span(held, 'the mean loss', digits)}."
+def accuracy_at_budget(frame: pd.DataFrame) -> str:
+    """Which policy has the most when the time is up."""
+    best, words = frame["accuracy"].max(), format_s(float(frame["budget_s"].iloc[0]))
+    labels = [str(label) for label in frame[frame["accuracy"] == best]["policy"]]
+    if len(labels) == len(frame) > 1:
+        return f"With {words} every policy has {format_share(best)} (median)."
+    most = "have the most" if len(labels) > 1 else "has the most"
+    return f"With {words} {listed(labels)} {most}: {format_share(best)} (median)."
 
 
-def accuracy_over_bytes(frame: pd.DataFrame) -> str:
-    """The median accuracies when every policy had uploaded as much as the most frugal one did in all."""
-    n_bytes = float(frame.groupby("policy")["uploaded_bytes"].max().min())
-    held = _held(frame, "uploaded_bytes", n_bytes)
-    return f"With {format_bytes(n_bytes)} uploaded {_span(held, 'the median accuracy', format_share)}."
+def pareto_front(frame: pd.DataFrame) -> str:
+    """Who stands on the front, from when to when."""
+    front = frame[frame["is_front"]].sort_values("time_s")
+    spans: list[tuple[str, float]] = []
+    for row in front.to_dict("records"):
+        if not spans or spans[-1][0] != row["policy"]:
+            spans.append((str(row["policy"]), float(row["time_s"])))
+    if len(spans) == 1:
+        return f"At every accuracy {spans[0][0]} is the soonest."
+    if len(spans) > 4:
+        labels = list(dict.fromkeys(label for label, _ in spans))
+        return f"The highest median accuracy so far changes hands {len(spans) - 1} times, among {listed(labels)}."
+    said = [f"{label} from {format_s(since_s)} on" for label, since_s in spans]
+    return f"The highest median accuracy so far has {listed(said, last='then')}."
+
+
+def time_shares(frame: pd.DataFrame) -> str:
+    """How much of the devices' time is spent computing what counts."""
+    computing = frame[frame["phase"] == "compute"]
+    shares = {str(row["policy"]): float(row["share"]) for row in computing.to_dict("records")}
+    return f"Devices {_span(shares, '', format_share, verb='spend').strip()} of their time computing what counts."
+
+
+def served(frame: pd.DataFrame) -> str:
+    """How well the slowest devices are served."""
+    slowest = frame[frame["place"] == frame["place"].max()]
+    shares = {str(row["policy"]): float(row["accuracy"]) for row in slowest.to_dict("records")}
+    return _capitalised(f"{_span(shares, 'the accuracy on the labels of the slowest devices', format_share)}.")
 
 
 def round_times(frame: pd.DataFrame) -> str:

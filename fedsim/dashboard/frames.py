@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from fedsim.facts import Array, IntArray
-from fedsim.statistics.heard import class_sums
 from fedsim.statistics.reading import Run
 
 N_POINTS = 4_000
@@ -21,42 +20,53 @@ N_POINTS = 4_000
 
 N_SEEDS_FOR_QUARTILES = 10
 
-Resource = Literal["time_s", "uploaded_bytes"]
+Metric = Literal["accuracy", "loss"]
 
+_NO_AXIS = {"time_s", "version", "accuracy", "loss", "accuracy_slowest", "accuracy_fastest"}
 _N_LAW_POINTS = 200  # of a closed form's cdf, per policy
-_CLASS_SUMS = {"update_share": "n_used", "step_share": "n_steps", "weight_share": "weight_sum"}
 
 
-def accuracy_frame(runs: Sequence[Run], over: Resource) -> pd.DataFrame:
-    """Accuracy against simulated seconds or uploaded bytes: policy, `over`, accuracy, low, high (over seeds), n_seeds.
+def curve_frame(runs: Sequence[Run], over: str, of: Metric = "accuracy") -> pd.DataFrame:
+    """Accuracy or loss against a cumulative column of the evaluations (`axes_of`): policy, `over`, `of`, low, high (over
+    seeds), n_seeds.
 
-    The accuracy at x is that of the last evaluation by x, its median over seeds beside the band: smallest and largest
-    of fewer than 10 seeds, else the quartiles. A policy's rows end where the first of its seeds ends, so that every
-    point speaks for the same seeds.
+    The value at x is that of the last evaluation by x. Of accuracies it is the median over seeds, of losses the mean (their
+    closed form is a mean); the band is the smallest and largest of fewer than 10 seeds, else the quartiles. A policy's rows
+    end where the first of its seeds ends, so that every point speaks for the same seeds.
     """
-    by_policy = _by_policy(runs)
-    parts = [_curve_rows(label, own, over, "accuracy", N_POINTS // len(by_policy)) for label, own in by_policy.items()]
-    return _joined(parts, ["policy", over, "accuracy", "low", "high", "n_seeds"])
+    by_policy = by_label(runs)
+    parts = [_curve_rows(label, own, over, of, N_POINTS // len(by_policy)) for label, own in by_policy.items()]
+    return joined(parts, ["policy", over, of, "low", "high", "n_seeds"])
 
 
-def loss_frame(runs: Sequence[Run], over: Literal["time_s", "round"]) -> pd.DataFrame:
-    """Loss against simulated seconds or rounds: policy, `over`, loss, low, high (over seeds), n_seeds.
+def axes_of(runs: Sequence[Run]) -> list[str]:
+    """What accuracy may be drawn against: the columns of the evaluations that never fall, seconds first."""
+    tables = [run.evaluations for run in runs if len(run.evaluations)]
+    if not tables:
+        return []
+    shared = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
+    return [
+        "time_s",
+        *(
+            name
+            for name in shared
+            if name not in _NO_AXIS and all(_never_falls(table[name].to_numpy()) for table in tables)
+        ),
+    ]
 
-    As `accuracy_frame`, but the loss is the mean over seeds: its closed form is a mean, and losses are skewed.
-    """
-    by_policy = _by_policy(runs)
-    parts = [_curve_rows(label, own, over, "loss", N_POINTS // len(by_policy)) for label, own in by_policy.items()]
-    return _joined(parts, ["policy", over, "loss", "low", "high", "n_seeds"])
+
+def _never_falls(column: Array) -> bool:
+    return np.issubdtype(column.dtype, np.number) and bool(np.isfinite(column).all() and (np.diff(column) >= 0).all())
 
 
-def expected_loss_frame(runs: Sequence[Run], over: Literal["time_s", "round"]) -> pd.DataFrame:
-    """The closed forms of the loss, mean over seeds, where `loss_frame` has points: policy, `over`, loss.
+def expected_loss_frame(runs: Sequence[Run], over: str) -> pd.DataFrame:
+    """The closed forms of the loss, mean over seeds, where `curve_frame` has points: policy, `over`, loss.
 
     A policy is left out unless every seed has one; over seconds also if it was not evaluated every round or on a grid of
     time, since what is held of the last evaluation is then older than the model.
     """
     at, values = ("times_s", "mean_at") if over == "time_s" else ("rounds", "mean")
-    by_policy = _by_policy(runs)
+    by_policy = by_label(runs)
     parts = []
     for label, own in by_policy.items():
         is_stale = over == "time_s" and any((run.every_n_rounds or 1) > 1 for run in own)
@@ -75,14 +85,7 @@ def expected_loss_frame(runs: Sequence[Run], over: Literal["time_s", "round"]) -
             loss = np.mean([np.interp(grid, x, y) for x, y in curves], axis=0)
             kept = thinned([loss], max(50, N_POINTS // len(by_policy)))
             parts.append(pd.DataFrame({"policy": label, over: grid, "loss": loss}).iloc[kept])
-    return _joined(parts, ["policy", over, "loss"])
-
-
-def has_loss_curve(runs: Sequence[Run]) -> bool:
-    """Whether the loss is what these runs are about: it has a closed form, or there is no accuracy."""
-    evaluated = [run for run in runs if not run.evaluations.empty]
-    has_accuracy = any(run.evaluations["accuracy"].notna().any() for run in evaluated)
-    return bool(evaluated) and (not has_accuracy or any(_expected(run, "loss") for run in evaluated))
+    return joined(parts, ["policy", over, "loss"])
 
 
 def round_times_frame(runs: Sequence[Run]) -> pd.DataFrame:
@@ -90,7 +93,7 @@ def round_times_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
     Each policy starts with a row of share 0. Rounds that took no time are left out (they have no place on a log axis).
     """
-    by_policy = _by_policy(runs)
+    by_policy = by_label(runs)
     parts = []
     for label, own in by_policy.items():
         round_s = np.sort(np.concatenate([run.rounds["end_s"] - run.rounds["start_s"] for run in own]))
@@ -100,7 +103,7 @@ def round_times_frame(runs: Sequence[Run]) -> pd.DataFrame:
             kept = np.unique(np.linspace(0, len(round_s) - 1, n_points).round().astype(np.int64))
             share = np.concatenate([[0.0], (kept + 1) / len(round_s)])
             parts.append(pd.DataFrame({"policy": label, "round_s": round_s[np.r_[0, kept]], "share": share}))
-    return _joined(parts, ["policy", "round_s", "share"])
+    return joined(parts, ["policy", "round_s", "share"])
 
 
 def round_law_frame(runs: Sequence[Run]) -> pd.DataFrame:
@@ -110,7 +113,7 @@ def round_law_frame(runs: Sequence[Run]) -> pd.DataFrame:
     A policy is left out unless every seed has a law.
     """
     parts = []
-    for label, own in _by_policy(runs).items():
+    for label, own in by_label(runs).items():
         played = [run for run in own if len(run.rounds)]
         laws = [law for run in played if (law := _cdf(_expected(run, "round_s"))) is not None]
         if laws and len(laws) == len(played):
@@ -119,7 +122,7 @@ def round_law_frame(runs: Sequence[Run]) -> pd.DataFrame:
             share = np.average(shares, axis=0, weights=[len(run.rounds) for run in played])
             kept = thinned([share], _N_LAW_POINTS)
             parts.append(pd.DataFrame({"policy": label, "round_s": t_s[kept], "share": share[kept]}))
-    return _joined(parts, ["policy", "round_s", "share"])
+    return joined(parts, ["policy", "round_s", "share"])
 
 
 def layers_frame(runs: Sequence[Run]) -> pd.DataFrame:
@@ -129,7 +132,7 @@ def layers_frame(runs: Sequence[Run]) -> pd.DataFrame:
     Empty rounds count, with no contributors.
     """
     parts = []
-    for label, own in _by_policy(runs).items():
+    for label, own in by_label(runs).items():
         n_rounds = sum(len(run.rounds) for run in own)
         names = own[0].layer_names
         if n_rounds:
@@ -137,57 +140,7 @@ def layers_frame(runs: Sequence[Run]) -> pd.DataFrame:
             expected = sum(len(run.rounds) * _expected_contributors(run, len(names)) for run in own if len(run.rounds))
             columns = {"policy": label, "layer": range(len(names)), "layer_name": names}
             parts.append(pd.DataFrame(columns | {"n_contributors": total / n_rounds, "expected": expected / n_rounds}))
-    return _joined(parts, ["policy", "layer", "layer_name", "n_contributors", "expected"])
-
-
-def heard_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """Shares of each speed class, all rounds of all seeds together: policy, place (from the fastest, 0), speed_class,
-    device_share, update_share, step_share, weight_share. Empty if no fleet has two classes.
-
-    Seeds draw fleets of their own; classes of one name count as one. A policy of which no update was used is left out.
-    """
-    rows = [
-        {
-            "policy": run.label,
-            # Where it stands in its own fleet, 0 ... 1: "middle" between "fastest" and "slowest", whatever else there is.
-            "place": i / max(1, len(run.speed_classes) - 1),
-            "speed_class": str(one["name"]),
-            "device_share": one["n_devices"],
-            **{share: class_sums(run, column)[i] for share, column in _CLASS_SUMS.items()},
-        }
-        for run in runs
-        for i, one in enumerate(run.speed_classes)
-    ]
-    columns = ["policy", "place", "speed_class", "device_share", *_CLASS_SUMS]
-    frame = pd.DataFrame(rows, columns=columns)
-    order = frame.groupby("speed_class")["place"].min().sort_values(kind="stable").index
-    frame["place"] = frame["speed_class"].map({name: i for i, name in enumerate(order)})
-    frame = frame.groupby(["policy", "place", "speed_class"], sort=False, as_index=False).sum()
-    frame = frame[frame.groupby("policy")["update_share"].transform("sum") > 0]
-    if frame["speed_class"].nunique() < 2:
-        return pd.DataFrame(columns=columns)
-    shares = ["device_share", *_CLASS_SUMS]
-    frame[shares] = frame[shares] / frame.groupby("policy")[shares].transform("sum")
-    return frame.reset_index(drop=True)
-
-
-def phases_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """Mean seconds of the phases of the tasks that were used: policy, n_tasks, download_s, compute_s, upload_s.
-
-    Only of runs that recorded their tasks.
-    """
-    parts = []
-    for label, own in _by_policy(runs).items():
-        tasks = [t[t["outcome"] == "used"] for t in (run.tasks for run in own) if t is not None]
-        used = pd.concat(tasks) if tasks else pd.DataFrame()
-        if len(used):
-            phases = {
-                "download_s": (used["downloaded_s"] - used["sent_s"]).mean(),
-                "compute_s": (used["computed_s"] - used["downloaded_s"]).mean(),
-                "upload_s": (used["arrived_s"] - used["computed_s"]).mean(),
-            }
-            parts.append(pd.DataFrame([{"policy": label, "n_tasks": len(used)} | phases]))
-    return _joined(parts, ["policy", "n_tasks", "download_s", "compute_s", "upload_s"])
+    return joined(parts, ["policy", "layer", "layer_name", "n_contributors", "expected"])
 
 
 def thinned(columns: Sequence[Array], n_points: int) -> IntArray:
@@ -206,32 +159,42 @@ def thinned(columns: Sequence[Array], n_points: int) -> IntArray:
     return np.array(sorted(kept))
 
 
-def _by_policy(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by their policy, in the order given."""
     by_policy: dict[str, list[Run]] = {}
     for run in runs:
         by_policy.setdefault(run.label, []).append(run)
     return by_policy
 
 
-def _curve_rows(
-    label: str, runs: Sequence[Run], over: str, of: Literal["accuracy", "loss"], n_points: int
-) -> pd.DataFrame:
+def _curve_rows(label: str, runs: Sequence[Run], over: str, of: Metric, n_points: int) -> pd.DataFrame:
     """The curve with its band: median accuracy or mean loss over seeds."""
     if any(run.evaluations.empty for run in runs):
         return pd.DataFrame()
     curves = [_curve(run, over, of) for run in runs]
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     grid = np.unique(np.concatenate([x[(x >= start) & (x <= end)] for x, _ in curves]))
-    held = np.array([y[np.searchsorted(x, grid, side="right") - 1] for x, y in curves])  # [seed, point]
+    held = np.array([held_at(x, y, grid) for x, y in curves])  # [seed, point]
     grid, held = grid[np.isfinite(held).all(axis=0)], held[:, np.isfinite(held).all(axis=0)]
     if not len(grid):
         return pd.DataFrame()
-    edges = (0.25, 0.75) if len(runs) >= N_SEEDS_FOR_QUARTILES else (0.0, 1.0)
-    low, high = np.quantile(held, edges, axis=0)
+    low, high = band(held)
     middle = np.median(held, axis=0) if of == "accuracy" else held.mean(axis=0)
     kept = thinned([low, middle, high], max(50, n_points))
     columns = {"policy": label, over: grid, of: middle, "low": low, "high": high, "n_seeds": len(runs)}
     return pd.DataFrame(columns).iloc[kept]
+
+
+def held_at(x: Array, y: Array, at: Array) -> Array:
+    """The last value by each point, `[point]`; x ascending, no point before the first x."""
+    return np.asarray(y[np.searchsorted(x, at, side="right") - 1])
+
+
+def band(held: Array) -> tuple[Array, Array]:
+    """The edges of a band over seeds, `[seed, point]` -> `[point]` each: smallest and largest of few, else the quartiles."""
+    edges = (0.25, 0.75) if len(held) >= N_SEEDS_FOR_QUARTILES else (0.0, 1.0)
+    low, high = np.quantile(held, edges, axis=0)
+    return low, high
 
 
 def _curve(run: Run, over: str, of: str) -> tuple[Array, Array]:
@@ -276,6 +239,6 @@ def _contributors(run: Run, n_layers: int) -> Array:
     return np.bincount(layer, weights, minlength=n_layers)[:n_layers].astype(np.float64)
 
 
-def _joined(parts: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+def joined(parts: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     whole = [part for part in parts if len(part)]
     return pd.concat(whole, ignore_index=True) if whole else pd.DataFrame(columns=columns)

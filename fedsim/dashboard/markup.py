@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
+from re import sub
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +20,12 @@ def text(value: object) -> str:
 def paragraph(value: str, of_class: str = "") -> str:
     """A paragraph of text."""
     return f'<p class="{text(of_class)}">{text(value)}</p>' if of_class else f"<p>{text(value)}</p>"
+
+
+def answer(value: str) -> str:
+    """The sentence of the first screen; what stands in parentheses without a space is never broken over two lines."""
+    kept_whole = sub(r"[(][^() ]+[)]", r'<span class="whole">\g<0></span>', text(value))
+    return f'<p class="answer">{kept_whole}</p>'
 
 
 def swatch(style: Style) -> str:
@@ -54,12 +61,6 @@ def json_block(value: Any, most_characters: int = 50_000) -> str:
     if len(written) > most_characters:
         written = f"{written[:most_characters]}\n... cut here; the whole is in manifest.json"
     return f'<pre tabindex="0">{text(written)}</pre>'
-
-
-def json_for_script(value: Any) -> str:
-    """JSON that may stand inside a <script> element: no character in it can end the element or start a comment."""
-    written = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def download(name: str, csv_text: str, words: str = "data (CSV)") -> str:

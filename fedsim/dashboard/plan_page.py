@@ -6,7 +6,7 @@ the live dashboard can draw the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +17,10 @@ from fedsim.dashboard.figures import base_figure, identity, line_of
 from fedsim.dashboard.markup import paragraph, swatch, table, text
 from fedsim.dashboard.page import page
 from fedsim.dashboard.palette import Style, Styles, styles
-from fedsim.statistics.words import digits, format_s
+from fedsim.statistics.words import digits, format_bytes, format_count, format_s, format_share
 from fedsim.statistics.writing import write_atomically
 
-_QUESTIONS = {
+QUESTIONS = {
     "k": "How many devices to wait for?",
     "deadline_s": "How long a deadline?",
     "budget_s": "How large a budget for a device's width?",
@@ -32,7 +32,24 @@ _AXES = {
     "budget_s": "budget (s)",
     "local_steps": "local steps",
 }
-_MEASURES = {
+SHOWN = {
+    "round_s": "round",
+    "participation_share": "devices that count",
+    "effective_cohort": "effective cohort",
+    "n_steps": "local steps per device",
+}
+"""Columns of the tables, by measure."""
+
+FORMATS: dict[str, Callable[[float], str]] = {
+    "round_s": format_s,
+    "participation_share": format_share,
+    "effective_cohort": digits,
+    "n_steps": digits,
+    "used_flops": lambda flops: f"{format_count(flops)} FLOPs",
+    "uploaded_bytes": format_bytes,
+}
+
+MEASURES = {
     "round_s": ("round time (s)", "Mean seconds of a round"),
     "participation_share": ("share of devices", "Devices whose work enters a round"),
     "effective_cohort": ("effective cohort (devices)", "Devices whose plain mean would vary as little"),
@@ -54,6 +71,8 @@ class Point(Protocol):
     def n_steps(self) -> float | None: ...
     @property
     def used_flops(self) -> float | None: ...
+    @property
+    def reasons(self) -> Mapping[str, str]: ...
 
 
 class Curve(Protocol):
@@ -89,27 +108,27 @@ def plan_page(name: str, curves: Sequence[Curve], advice: Sequence[str]) -> str:
     )
     figures: dict[str, Any] = {}
     sections = []
-    for setting, question in _QUESTIONS.items():
+    for setting, question in QUESTIONS.items():
         own = [curve for curve in curves if curve.setting == setting]
         if not own:
             continue
         parts = []
-        for measure in _MEASURES:
+        for measure in MEASURES:
             figure = measure_figure(own, measure, looks)
             if figure is None:
                 continue
             key = f"{setting}-{measure}"
-            figures[key] = figure.to_plotly_json()
-            parts.append(_place(key, _MEASURES[measure][1], own, looks))
+            figures[key] = {"": figure.to_plotly_json()}
+            parts.append(_place(key, MEASURES[measure][1], own, looks))
         sections.append((question, "".join(parts) + _reasons(own) + _table(own)))
-    return page(title=f"{name} · fedsim plan", opening=opening, sections=sections, figures=figures)
+    return page(title=f"{name} · fedsim plan", opening=opening, sections=sections, places=figures)
 
 
 def measure_figure(curves: Sequence[Curve], measure: str, looks: Styles) -> go.Figure | None:
     """One measure against one setting, a line for each policy; a star at the knee, a ring at the stated value."""
     figure = base_figure(
         f"{_AXES[curves[0].setting]}, logarithmic" if _is_wide(curves) else _AXES[curves[0].setting],
-        _MEASURES[measure][0],
+        MEASURES[measure][0],
     )
     is_empty = True
     for curve in curves:
@@ -162,15 +181,37 @@ def _reasons(curves: Sequence[Curve]) -> str:
 
 
 def _table(curves: Sequence[Curve]) -> str:
-    header = ("policy", "value", "round", "devices that count", "effective cohort", "local steps per device", "")
-    rows = [[text(curve.policy), *cells(curve, point)] for curve in curves for point in curve.points]
-    return table("Every value that was looked at.", header, rows) if rows else ""
+    notes = Notes()
+    rows = [[text(curve.policy), *map(text, cells(curve, point, notes))] for curve in curves for point in curve.points]
+    header = ("policy", "value", *SHOWN.values(), "")
+    said = "".join(paragraph(note, "note") for note in notes.lines())
+    return table("Every value that was looked at.", header, rows) + said if rows else ""
 
 
-def cells(curve: Curve, point: Point) -> list[str]:
-    """Value, round time, participation, effective cohort, steps, and what is special about it; plain text."""
+class Notes:
+    """Reasons why a table's cells have no number, numbered in the order in which they are met; equal ones share a number."""
+
+    def __init__(self) -> None:
+        self._met: dict[str, None] = {}
+
+    def cell(self, reason: str) -> str:
+        """What stands in place of the number."""
+        self._met.setdefault(reason)
+        return f"none ({list(self._met).index(reason) + 1})"
+
+    def lines(self) -> list[str]:
+        """What stands below the table."""
+        return [f"({i + 1}) No number: {reason}." for i, reason in enumerate(self._met)]
+
+
+def cells(curve: Curve, point: Point, notes: Notes) -> list[str]:
+    """Value, the measures of `SHOWN`, and what is special about it; plain text. notes: take up why one has no number."""
     is_near = [v is not None and abs(point.value - v) <= 1e-9 * abs(v) for v in (curve.stated, curve.knee)]
     special = ", ".join(word for word, holds in zip(("stated", "knee"), is_near, strict=True) if holds)
-    share = "" if point.participation_share is None else f"{100 * point.participation_share:.3g} %"
-    numbers = ["" if v is None else digits(v) for v in (point.effective_cohort, point.n_steps)]
-    return [digits(point.value), "" if point.round_s is None else format_s(point.round_s), share, *numbers, special]
+    return [digits(point.value), *(measure_cell(point, measure, notes) for measure in SHOWN), special]
+
+
+def measure_cell(point: Point, measure: str, notes: Notes) -> str:
+    """One measure with its unit, or a reference to the reason why there is none."""
+    value = getattr(point, measure)
+    return notes.cell(point.reasons[measure]) if value is None else FORMATS[measure](value)

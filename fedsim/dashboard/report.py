@@ -7,98 +7,79 @@ comes from run folders; the same runs give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
-
-from fedsim.dashboard import agreement, figures, findings, frames, tables
-from fedsim.dashboard.markup import details, download, json_block, paragraph, swatch, text
+from fedsim.dashboard import agreement, device_frames, tables
+from fedsim.dashboard.drawing import Material, Place
+from fedsim.dashboard.drawings import places
+from fedsim.dashboard.markup import answer, details, json_block, paragraph, text
 from fedsim.dashboard.page import page
-from fedsim.dashboard.palette import Styles, styles
+from fedsim.dashboard.palette import Styles
+from fedsim.dashboard.places import place_data, place_markup
 from fedsim.statistics import sentences
 from fedsim.statistics.agreement import agreements
-from fedsim.statistics.comparison import N_SEEDS_FOR_A_CLAIM, compare_targets, headline
+from fedsim.statistics.comparison import N_SEEDS_FOR_A_CLAIM
 from fedsim.statistics.reading import Run, broken_folders
 from fedsim.statistics.results import Comparison
 from fedsim.statistics.words import digits, format_s, format_share, listed, plural
 from fedsim.statistics.writing import write_atomically
 
 
-@dataclass(frozen=True)
-class _Drawing:
-    """A figure with what stands around it. exact: the closed forms drawn over the simulated points, if any."""
-
-    name: str
-    title: str
-    caption: str
-    figure: go.Figure
-    frame: pd.DataFrame
-    exact: pd.DataFrame | None = None
-
-
-def write_report(scenario_folder: Path | str, runs: Sequence[Run]) -> Path:
-    """Write report.html into the scenario's folder; its path.
+def write_report(scenario_folder: Path | str, runs: Sequence[Run], *, is_whole: bool = True) -> Path:
+    """Write report.html into the scenario's folder, or selection.html of some of its runs; the path.
 
     Run folders there that are not finished are named on the page. Without runs the page says what to do next.
     """
     folder = Path(scenario_folder)
-    path = folder / "report.html"
-    write_atomically(path, report(folder.name, runs, left_out=broken_folders(folder)))
+    path = folder / ("report.html" if is_whole else "selection.html")
+    write_atomically(path, report(folder.name, runs, left_out=broken_folders(folder, known=runs) if is_whole else ()))
     return path
 
 
 def report(name: str, runs: Sequence[Run], left_out: Sequence[str] = ()) -> str:
     """The page as text. name: shown if there are no runs. left_out: one line for each folder that is not finished."""
     if not runs:
-        opening = _heading(name) + paragraph(sentences.NO_RUNS, "answer") + _left_out(left_out)
-        return page(title=f"{name} · fedsim report", opening=opening, sections=[], figures={})
+        opening = _heading(name) + answer(sentences.NO_RUNS) + _left_out(left_out)
+        return page(title=f"{name} · fedsim report", opening=opening, sections=[], places={})
     name = str(runs[0].manifest["scenario"].get("name", name))
-    looks = styles((run.label, run.kind) for run in runs)
-    comparisons = compare_targets(runs)
-    first = headline(comparisons)
-    losses = _losses(runs, looks) if frames.has_loss_curve(runs) else []
-    curve = _curve(runs, looks) or (losses.pop(0) if losses else None)
-    drawings = {key: d for key, d in _drawings(runs, looks).items() if d is not None}
-    opening = _heading(name) + paragraph(_answer(runs, first), "answer")
-    opening += paragraph(first.ranking, "note") if first is not None and first.ranking else ""
-    opening += tables.results_table(runs, comparisons, first, looks)
-    opening += _uneven_ends(runs) + (_figure(curve, looks) if curve else "")
-    drawn = [*([curve] if curve else []), *drawings.values(), *losses]
+    material = Material.of(runs)
+    found = places(material)
+    first = material.first
+    opening = _heading(name) + answer(_answer(runs, first))
+    opening += paragraph(f"{first.ranking if first is not None else ''} {_setup(runs)}".strip(), "note")
+    opening += tables.results_table(runs, material.rows, material.comparisons, first, material.styles)
+    opening += _uneven_ends(runs, has_target=first is not None) + _what_they_do(runs, material.labels)
+    opening += _shown(found, "curve", material.styles)
     return page(
         title=f"{name} · fedsim report",
         opening=opening,
-        sections=_sections(runs, looks, comparisons, first, drawings, losses, left_out),
-        figures={d.name: _plotly(d.figure) for d in drawn},
+        sections=_sections(material, found, left_out),
+        places={place.name: place_data(place) for _, place in found},
     )
 
 
-def _sections(
-    runs: Sequence[Run],
-    looks: Styles,
-    comparisons: Sequence[Comparison],
-    first: Comparison | None,
-    drawings: dict[str, _Drawing],
-    losses: Sequence[_Drawing],
-    left_out: Sequence[str],
-) -> list[tuple[str, str]]:
-    shown = {key: _figure(drawing, looks) for key, drawing in drawings.items()}
-    labels = tables.labels_best_first(runs, first)
-    phases = frames.phases_frame(runs)
-    costs = tables.cost_table(runs, labels, looks) + tables.waste_table(runs, labels, looks)
-    heard = _who_takes_part(runs, labels, looks)
+def _sections(material: Material, found: Sequence[tuple[str, Place]], left_out: Sequence[str]) -> list[tuple[str, str]]:
+    runs, looks, labels = material.runs, material.styles, material.labels
+    shown = {section: _shown(found, section, looks) for section, _ in found}
+    phases = device_frames.phases_frame(runs)
     took_time = tables.phases_table(phases, looks) if len(phases) else ""
+    costs = tables.cost_table(material.rows, labels, looks) + tables.waste_table(material.rows, labels, looks)
     no_rounds = paragraph("No round was closed. Extend stop.simulated_s, or shorten the rounds.")
+    less_time = [("What if there is less time?", shown["budget"])] if "budget" in shown else []
     return [
-        ("How sure is that?", _certainty(runs, looks, comparisons)),
-        ("What does it cost?", costs + _COST_NOTE + shown.get("bytes", "")),
-        ("Where does the time go?", shown.get("rounds", no_rounds) + took_time),
-        ("Who takes part?", shown.get("layers", no_rounds) + shown.get("heard", "") + heard),
-        ("Does it agree with theory?", _theory(runs, looks) + "".join(_figure(loss, looks) for loss in losses)),
+        ("How sure is that?", _certainty(runs, looks, material.comparisons)),
+        *less_time,
+        ("What does it cost?", costs + _COST_NOTE),
+        ("Where does the time go?", shown.get("time", no_rounds) + took_time),
+        ("Who takes part?", shown.get("part", no_rounds) + _who_takes_part(material)),
+        ("Is the clock right?", _theory(runs, looks) + shown.get("theory", "")),
         ("What exactly was run?", _what_was_run(runs, looks, left_out)),
     ]
+
+
+def _shown(found: Sequence[tuple[str, Place]], section: str, looks: Styles) -> str:
+    return "".join(place_markup(place, looks) for own, place in found if own == section)
 
 
 _COST_NOTE = paragraph(
@@ -123,8 +104,9 @@ _NO_CLASSES = "All devices take equally long for a step, apart from luck that is
 _NOT_RECORDED = "These runs do not say how fast each device is. Run the scenario again (--again) to know who was heard."
 
 
-def _who_takes_part(runs: Sequence[Run], labels: Sequence[str], looks: Styles) -> str:
+def _who_takes_part(material: Material) -> str:
     """Who was heard, and how far what they said moved the model."""
+    runs, labels, looks = material.runs, material.labels, material.styles
     if not all(run.speed_classes for run in runs):
         heard = paragraph(_NOT_RECORDED)
     elif max(len(run.speed_classes) for run in runs) < 2:
@@ -133,118 +115,11 @@ def _who_takes_part(runs: Sequence[Run], labels: Sequence[str], looks: Styles) -
         heard = tables.heard_table(runs, labels, looks) + _HEARD_NOTE
     if not any(run.layers["change_norm"].notna().any() for run in runs):
         return heard
-    return heard + tables.effective_step_table(runs, labels, looks) + _STEP_NOTE
-
-
-def _curve(runs: Sequence[Run], looks: Styles) -> _Drawing | None:
-    frame = frames.accuracy_frame(runs, over="time_s")
-    if frame.empty:
-        return None
-    targets = sorted({target for run in runs for target in run.targets})
-    figure = figures.accuracy_over_time(frame, looks, targets)
-    caption = f"Each line holds the accuracy of the last evaluation, {_band(frame)}. A line ends where the first of its seeds ends."
-    return _Drawing("accuracy_over_time", findings.accuracy_over_time(frame), caption, figure, frame)
-
-
-_EXACT_LINE = "The thin dashed line is the exact expectation, nothing fitted."
-_CUT_OFF = (
-    " A run that ended at a time lacks its last round, which is longer than most: where rounds are few, those that are "
-    "drawn are too short."
-)
-
-
-def _losses(runs: Sequence[Run], looks: Styles) -> list[_Drawing]:
-    """The loss over time; over rounds too, for policies whose closed form knows rounds alone."""
-    frame, exact = frames.loss_frame(runs, over="time_s"), frames.expected_loss_frame(runs, over="time_s")
-    if frame.empty:
-        return []
-    held = f"Each line joins the losses at the evaluations, {_band(frame, 'the mean')}. {_EXACT_LINE if len(exact) else ''}"
-    figure = figures.loss_over_time(frame, exact, looks)
-    drawings = [_Drawing("loss_over_time", findings.loss_over_time(frame), held.strip(), figure, frame, exact)]
-    by_round = frames.expected_loss_frame(runs, over="round")
-    by_round = by_round[~by_round["policy"].isin(set(exact["policy"]))]
-    if len(by_round):
-        frame = frames.loss_frame([run for run in runs if run.label in set(by_round["policy"])], over="round")
-        held = f"Each line joins the losses after the rounds that were evaluated, {_band(frame, 'the mean')}. {_EXACT_LINE}"
-        figure = figures.loss_over_rounds(frame, by_round, looks)
-        title = findings.loss_over_rounds(frame)
-        drawings.append(_Drawing("loss_over_rounds", title, held, figure, frame, by_round))
-    return drawings
-
-
-def _is_cut_off(run: Run) -> bool:
-    """Whether the run ended in the middle of a round."""
-    return len(run.rounds) > 0 and float(run.rounds["end_s"].iloc[-1]) < run.simulated_s
+    return heard + tables.effective_step_table(material.rows, runs[0].layer_names, labels, looks) + _STEP_NOTE
 
 
 def _theory(runs: Sequence[Run], looks: Styles) -> str:
     return agreement.section(agreements(runs), looks, {run.label: run.layer_names for run in runs})
-
-
-def _drawings(runs: Sequence[Run], looks: Styles) -> dict[str, _Drawing | None]:
-    spent, rounds, layers, law, heard = (
-        frames.accuracy_frame(runs, over="uploaded_bytes"),
-        frames.round_times_frame(runs),
-        frames.layers_frame(runs),
-        frames.round_law_frame(runs),
-        frames.heard_frame(runs),
-    )
-    by_bytes = f"The same accuracies against what all devices together had uploaded, {_band(spent)}."
-    by_round = "All rounds of all seeds: the height of a line is the share of rounds that took at most so long."
-    if len(law):
-        by_round += f" {_EXACT_LINE}{_CUT_OFF if any(_is_cut_off(run) for run in runs) else ''}"
-    by_layer = (
-        "How many devices' updates a layer receives per round, mean over all rounds and seeds; empty rounds count."
-    )
-    if layers["expected"].notna().any():
-        by_layer += " The diamonds are the exact expectations, nothing fitted."
-    return {
-        "bytes": None
-        if spent.empty
-        else _Drawing(
-            "accuracy_over_bytes",
-            findings.accuracy_over_bytes(spent),
-            by_bytes,
-            figures.accuracy_over_bytes(spent, looks),
-            spent,
-        ),
-        "rounds": None
-        if rounds.empty
-        else _Drawing(
-            "round_times", findings.round_times(rounds), by_round, figures.round_times(rounds, law, looks), rounds, law
-        ),
-        "layers": None
-        if layers.empty
-        else _Drawing(
-            "layer_contributors",
-            findings.layer_contributors(layers),
-            by_layer,
-            figures.layer_contributors(layers, looks),
-            layers,
-        ),
-        "heard": None
-        if heard.empty
-        else _Drawing(
-            "who_was_heard",
-            findings.who_was_heard(heard),
-            "Each class's share of all updates that were used, all rounds and seeds. The line is its share of the devices.",
-            figures.who_was_heard(heard, looks),
-            heard,
-        ),
-    }
-
-
-def _band(frame: pd.DataFrame, middle: str = "the median") -> str:
-    if frame.empty or frame["n_seeds"].max() == 1:
-        return "one seed a policy"
-    if frame["policy"].nunique() > figures.N_BANDS:
-        return f"{middle} over seeds (bands left out: they would hide one another)"
-    many = frame["n_seeds"].min() >= frames.N_SEEDS_FOR_QUARTILES
-    few = frame["n_seeds"].max() < frames.N_SEEDS_FOR_QUARTILES
-    width = (
-        "the quartiles" if many else "the smallest and largest" if few else "the quartiles, or all of fewer than 10,"
-    )
-    return f"{middle} over seeds; the band shows {width} at each point"
 
 
 def _heading(name: str) -> str:
@@ -257,13 +132,31 @@ def _answer(runs: Sequence[Run], first: Comparison | None) -> str:
     return sentences.without_targets(runs)
 
 
-def _uneven_ends(runs: Sequence[Run]) -> str:
+def _setup(runs: Sequence[Run]) -> str:
+    """What was simulated, in a line."""
+    scenario = runs[0].manifest["scenario"]
+    data, model = (scenario.get(key, {}).get("kind") for key in ("data", "model"))
+    words = [plural(scenario["fleet"]["n_devices"], "device"), *([f"data set {data}"] if data else [])]
+    words += [f"model {model} of {plural(len(runs[0].layer_names), 'layer')}"] if model else []
+    words.append(plural(len({run.seed for run in runs}), "seed"))
+    return f"{', '.join(words)}. All times are simulated."
+
+
+def _what_they_do(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """Folded: each policy in its own words; nothing for older runs, which have none."""
+    said = {run.label: run.manifest["policy"].get("summary") for run in runs}
+    items = "".join(f"<li><strong>{text(label)}</strong>: {text(said[label])}</li>" for label in labels if said[label])
+    return details("What each policy does", f"<ul>{items}</ul>") if items else ""
+
+
+def _uneven_ends(runs: Sequence[Run], *, has_target: bool) -> str:
     """A warning where runs ended at different times (a target reached, a number of rounds); else nothing."""
     ends_s = [run.simulated_s for run in runs]
     if format_s(min(ends_s)) == format_s(max(ends_s)):
         return ""
     span = f"between {format_s(min(ends_s))} and {format_s(max(ends_s))}"
-    return paragraph(f"Runs ended {span}: final accuracy, bytes and FLOPs are those of each run's own end.", "note")
+    what = "final accuracy and wasted share" if has_target else "final accuracy, bytes and FLOPs"
+    return paragraph(f"Runs ended {span}: {what} are those of each run's own end.", "note")
 
 
 def _certainty(runs: Sequence[Run], looks: Styles, comparisons: Sequence[Comparison]) -> str:
@@ -336,38 +229,3 @@ def _left_out(reasons: Sequence[str]) -> str:
         return ""
     items = "".join(f"<li>{text(reason)}</li>" for reason in reasons[:50])
     return f"{paragraph('Left out, because they are not finished:')}<ul>{items}</ul>"
-
-
-def _figure(drawing: _Drawing, looks: Styles) -> str:
-    """A figure's place on the page: title, legend to tick policies off and on, plot, caption, data."""
-    labels = [str(label) for label in drawing.frame["policy"].unique()]
-    boxes = "".join(
-        f'<label><input type="checkbox" checked data-policy="{text(label)}">{swatch(looks[label])} {text(label)}</label>'
-        for label in labels
-    )
-    data = download(f"{drawing.name}.csv", _csv(drawing.frame))
-    if drawing.exact is not None and len(drawing.exact):
-        data += " " + download(f"{drawing.name}_exact.csv", _csv(drawing.exact), "exact expectation (CSV)")
-    return (
-        f"<h3>{text(drawing.title)}</h3><figure><fieldset><legend>Policies shown</legend>{boxes}</fieldset>"
-        f'<div class="plot" id="{drawing.name}" role="img" aria-label="{text(drawing.title)}"></div>'
-        f"<figcaption>{text(drawing.caption)} {data}</figcaption></figure>"
-    )
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
-def _plotly(figure: go.Figure) -> dict[str, Any]:
-    """Data and layout as plain values, numbers to six digits: what an eye can tell, at half the size."""
-    plain = figure.to_plotly_json()
-    return {"data": _rounded(plain["data"]), "layout": _rounded(plain["layout"])}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -6,6 +6,7 @@ Shows what `statistics` computed; a number is the median over seeds, in parenthe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
 from fedsim.statistics.sentences import not_within, place_words
 from fedsim.statistics.speed_up import SpeedUp
-from fedsim.statistics.summary import summarise, summary
 from fedsim.statistics.words import (
     digits,
     format_bytes,
@@ -28,6 +28,13 @@ from fedsim.statistics.words import (
     plural,
 )
 
+Rows = Sequence[dict[str, Any]]
+"""`statistics.summary.summary` of the runs."""
+
+_FIRST_CAPTION = (
+    "Each policy: median over seeds, in parentheses the range over seeds. Times sooner: the geometric mean of the seeds' "
+    "own ratios, in parentheses its 95 % interval"
+)
 _REFERENCE = "1 <small>(the reference)</small>"
 _OF_A_CLASS = {
     "device_share": "",
@@ -39,21 +46,26 @@ _OF_A_CLASS = {
 
 
 def results_table(
-    runs: Sequence[Run], comparisons: Sequence[Comparison], first: Comparison | None, styles: Styles
+    runs: Sequence[Run], rows: Rows, comparisons: Sequence[Comparison], first: Comparison | None, styles: Styles
 ) -> str:
     """The first table. first: the comparison that orders the rows and gives the speed-ups; None: the scenario's order."""
     compared = [c for c in comparisons if c.results]
     has_speed_up = first is not None and first.reference is not None
-    rows = []
+    body = []
     for label in _best_first(runs, first):
         row = [_name(label, styles), *(_reached(c.of(label)) for c in compared)]
         if first is not None and has_speed_up:
             row.append(_speed_up_cell(first, label))
-        rows.append(row + _costs([run for run in runs if run.label == label]))
+        body.append(row + _costs([run for run in runs if run.label == label], _of(rows, label), first))
     header = ["policy", *(f"time to {format_share(c.target)}" for c in compared)]
     header += [f"times sooner than {first.reference}"] if first is not None and has_speed_up else []
-    header += ["final accuracy", "uploaded", "device FLOPs", "wasted share"]
-    return table("Each policy: median over seeds, in parentheses the range over seeds", header, rows)
+    until = f" to {format_share(first.target)}" if first is not None else ""
+    header += ["final accuracy", f"uploaded{until}", f"device FLOPs{until}", "wasted share"]
+    return table(
+        _FIRST_CAPTION if has_speed_up else "Each policy: median over seeds, in parentheses the range over seeds",
+        header,
+        body,
+    )
 
 
 def certainty_table(comparison: Comparison, styles: Styles) -> str:
@@ -77,12 +89,12 @@ def certainty_table(comparison: Comparison, styles: Styles) -> str:
     return table(f"Reaching {format_share(comparison.target)}", header, rows)
 
 
-def cost_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> str:
+def cost_table(rows: Rows, labels: Sequence[str], styles: Styles) -> str:
     """What each policy spent by the end of its runs."""
-    rows = []
+    body = []
     for label in labels:
-        own = [summarise(run) for run in runs if run.label == label]
-        rows.append(
+        own = _of(rows, label)
+        body.append(
             [
                 _name(label, styles),
                 _over_seeds([s["simulated_s"] for s in own], format_s),
@@ -93,14 +105,14 @@ def cost_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> st
             ]
         )
     header = ["policy", "simulated", "rounds", "uploaded", "downloaded", "device FLOPs"]
-    return table("Spent by the end: median over seeds, in parentheses the range over seeds", header, rows)
+    return table("Spent by the end: median over seeds, in parentheses the range over seeds", header, body)
 
 
-def waste_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> str:
+def waste_table(rows: Rows, labels: Sequence[str], styles: Styles) -> str:
     """What of it came to nothing, and which share that is."""
-    rows = []
+    body = []
     for label in labels:
-        own = [summarise(run) for run in runs if run.label == label]
+        own = _of(rows, label)
         cells = []
         for spent, wasted, in_words in (
             ("device_flops", "wasted_flops", format_count),
@@ -111,9 +123,9 @@ def waste_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> s
             cells.append(_over_seeds([s[wasted] for s in known], in_words, if_none="not recorded"))
             shares = [s[wasted] / s[spent] for s in known if s[spent]]
             cells.append(_over_seeds(shares, format_share, if_none="nothing sent" if known else "not recorded"))
-        rows.append([_name(label, styles), *cells])
+        body.append([_name(label, styles), *cells])
     header = ["policy", "FLOPs wasted", "of all", "uploads wasted", "of all", "downloads wasted", "of all"]
-    return table("Wasted of this: median over seeds, in parentheses the range over seeds", header, rows)
+    return table("Wasted of this: median over seeds, in parentheses the range over seeds", header, body)
 
 
 def heard_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> str:
@@ -134,20 +146,19 @@ def heard_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> s
     return table("Who was heard: median over seeds, in parentheses the range over seeds", header, rows)
 
 
-def effective_step_table(runs: Sequence[Run], labels: Sequence[str], styles: Styles) -> str:
+def effective_step_table(rows: Rows, layer_names: Sequence[str], labels: Sequence[str], styles: Styles) -> str:
     """How far a version moves each layer, and how old the updates in it are."""
-    names, found = runs[0].layer_names, summary(runs)
-    rows = []
+    body = []
     for label in labels:
-        own = [row for row in found if row["policy"] == label]
+        own = _of(rows, label)
         staleness = [row["staleness_mean"] for row in own if row["staleness_mean"] is not None]
         cells = [
             _step_cell([(row["effective_step"][name], row["effective_step_share"][name]) for row in own])
-            for name in names
+            for name in layer_names
         ]
-        rows.append([_name(label, styles), _over_seeds(staleness, digits, if_none="not recorded"), *cells])
-    header = ["policy", "staleness (versions)", *names]
-    return table("Effective step: root-mean-square change per parameter and version, median over seeds", header, rows)
+        body.append([_name(label, styles), _over_seeds(staleness, digits, if_none="not recorded"), *cells])
+    header = ["policy", "staleness (versions)", *layer_names]
+    return table("Effective step: root-mean-square change per parameter and version, median over seeds", header, body)
 
 
 def _step_cell(steps: Sequence[tuple[float | None, float | None]]) -> str:
@@ -160,7 +171,7 @@ def _step_cell(steps: Sequence[tuple[float | None, float | None]]) -> str:
 
 
 def phases_table(frame: pd.DataFrame, styles: Styles) -> str:
-    """Mean seconds of a used task's phases. frame: `frames.phases_frame(runs)`, not empty."""
+    """Mean seconds of a used task's phases. frame: `device_frames.phases_frame(runs)`, not empty."""
     rows = [
         [
             _name(str(row["policy"]), styles),
@@ -194,6 +205,8 @@ def speed_up_words(speed_up: SpeedUp | None) -> str:
         return "cannot be said"
     if speed_up.bound == "exact":
         return format_ratio(speed_up.factor, speed_up.low, speed_up.high)
+    if speed_up.bound == "at_most" and speed_up.factor < 1:
+        return f"at least {digits(1 / speed_up.factor)} times later"
     return f"{speed_up.bound.replace('_', ' ')} {digits(speed_up.factor)}"
 
 
@@ -228,16 +241,39 @@ def _speed_up_cell(comparison: Comparison, label: str) -> str:
     return _REFERENCE if label == comparison.reference else _with_small(speed_up_words(result.speed_up))
 
 
-def _costs(runs: Sequence[Run]) -> list[str]:
-    own = [summarise(run) for run in runs]
+def _of(rows: Rows, label: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["policy"] == label]
+
+
+def _costs(runs: Sequence[Run], own: Rows, first: Comparison | None) -> list[str]:
     shares = [1 - s["used_flops_share"] for s in own if s["used_flops_share"] is not None]
     accuracies = [s["final_accuracy"] for s in own if s["final_accuracy"] is not None]
     return [
         _over_seeds(accuracies, format_share) if accuracies else _no_accuracy(runs),
-        _over_seeds([s["uploaded_bytes"] for s in own], format_bytes, with_range=False),
-        _over_seeds([s["device_flops"] for s in own], format_count, with_range=False),
+        _spent(runs, own, first, "uploaded_bytes", format_bytes),
+        _spent(runs, own, first, "device_flops", format_count),
         _over_seeds(shares, format_share, with_range=False) if shares else "nothing computed",
     ]
+
+
+def _spent(
+    runs: Sequence[Run], own: Rows, first: Comparison | None, column: str, in_words: Callable[[float], str]
+) -> str:
+    """Median of what was spent when the target of the first comparison was reached; without one, by the end.
+
+    Where half of the seeds never reached it, more than they spent in all.
+    """
+    if first is None:
+        return _over_seeds([row[column] for row in own], in_words, with_range=False)
+    reached_s = [row["time_to_accuracy_s"][repr(first.target)] for row in own]
+    spent = [
+        np.inf if time_s is None else float(run.evaluations[column][run.evaluations["time_s"] <= time_s].iloc[-1])
+        for run, time_s in zip(runs, reached_s, strict=True)
+    ]
+    if np.isfinite(np.median(spent)):
+        return _over_seeds(spent, in_words, with_range=False)
+    least = min(row[column] for row, time_s in zip(own, reached_s, strict=True) if time_s is None)
+    return f"more than {text(in_words(least))}"
 
 
 def _no_accuracy(runs: Sequence[Run]) -> str:

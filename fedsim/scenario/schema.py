@@ -134,7 +134,8 @@ class Scenario(_Strict):
     """Everything that decides a comparison.
 
     name: of the folder of results. train: false runs the clock alone: the same data dealt out, the same times, no
-    accuracy. record_tasks: keep a row for every job (tasks.parquet). record_updates: keep the squared norm of every
+    accuracy. record_tasks: keep a row for every job, and the
+    moments at which it finished steps and layers (tasks.parquet, milestones.parquet). record_updates: keep the squared norm of every
     device's update, layer by layer, and its squared distance from the aggregate (updates.parquet; doubles the training).
     seeds: runs per policy; a number stands for all four.
     """

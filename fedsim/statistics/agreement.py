@@ -307,7 +307,7 @@ def _is_round_closed_at_the_end(run: Run) -> bool:
 
 def _columns(run: Run) -> dict[str, Array]:
     """What the tables hold of each round: `[round]`, or `[round, layer]`."""
-    rounds: pd.DataFrame = run.rounds.astype(np.float64)
+    rounds: pd.DataFrame = run.rounds.select_dtypes("number").astype(np.float64)
     columns = {name: rounds[name].to_numpy() for name in ("used_flops", "uploaded_bytes", "downloaded_bytes")}
     n = columns["n_contributions"] = rounds["n_contributions"].to_numpy()
     columns["round_s"] = (rounds["end_s"] - rounds["start_s"]).to_numpy()

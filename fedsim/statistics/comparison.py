@@ -52,7 +52,10 @@ def compare(runs: Sequence[Run], target: float, n_targets: int = 1) -> Compariso
     reference = _reference(results)
     results = tuple(replace(result, speed_up=_speed_up(result, reference)) for result in results)
     contenders = _contenders(results, ERROR_SHARE / n_targets)
-    comparison = Comparison(target, tuple(seeds), results, reference.label if reference else None, contenders, "")
+    lead = _speed_up(results[0], results[1]) if len(results) > 1 else None
+    comparison = Comparison(
+        target, tuple(seeds), results, reference.label if reference else None, contenders, "", lead=lead
+    )
     sentence = sentences.verdict(comparison, enough_seeds=N_SEEDS_FOR_A_CLAIM)
     sooner = _told_apart(results, ERROR_SHARE / n_targets, runs[0].grid_step_s or 0.0)
     if len(seeds) >= N_SEEDS_FOR_A_CLAIM and len(contenders) == 1:

@@ -9,6 +9,7 @@ columns that are read as NaN. Knows nothing of how runs are made.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import read_schema
 
 from fedsim.facts import BadInput
 
@@ -35,7 +37,10 @@ COLUMNS = {
 """The columns that every finished run has, table by table; `tasks` is optional."""
 
 LATER_COLUMNS = {
-    "rounds": ["staleness_mean", "staleness_max", "wasted_uploaded_bytes", "wasted_downloaded_bytes"],
+    "rounds": [
+        *("staleness_mean", "staleness_max", "wasted_uploaded_bytes", "wasted_downloaded_bytes"),
+        *("decided_s", "decided_by", "decided_n"),
+    ],
     "layers": ["change_norm"],
     "evaluations": ["accuracy_slowest", "accuracy_fastest"],
 }
@@ -118,7 +123,7 @@ class Run:
         n_rounds = self.manifest["scenario"]["evaluation"].get("every_n_rounds")
         return None if n_rounds is None else int(n_rounds)
 
-    @property
+    @cached_property
     def followed_s(self) -> float:
         """Simulated seconds up to which the accuracy is known: those of the last evaluation on a grid of time, of the
         run's end where rounds are evaluated; 0 where nothing was.
@@ -153,17 +158,54 @@ class Run:
         """One row per device, read when asked for; None if not recorded."""
         return self._if_recorded("devices")
 
-    def _if_recorded(self, name: str) -> pd.DataFrame | None:
+    @property
+    def has_tasks(self) -> bool:
+        """Whether its tasks were recorded."""
+        return (self.folder / "tasks.parquet").exists()
+
+    def task_columns(self, columns: Sequence[str], later: Sequence[str] = ()) -> pd.DataFrame | None:
+        """These columns of `tasks`, read anew and not kept; None if not recorded. Raises BrokenRunError.
+
+        later: columns that older runs lack; they are then left out.
+        """
+        path = self.folder / "tasks.parquet"
+        if not path.exists():
+            return None
+        try:
+            there = set(read_schema(path).names)
+            return pd.read_parquet(path, columns=[*columns, *(name for name in later if name in there)])
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise BrokenRunError(
+                f"{self.folder}: tasks.parquet cannot be read ({str(error).splitlines()[0]}); run it again (--again)"
+            ) from error
+
+    def tasks_of_round(self, number: int) -> pd.DataFrame | None:
+        """The rows of `tasks` that were settled in this round; only they are read. None if not recorded."""
+        return self._if_recorded("tasks", [("round", "==", number)])
+
+    def milestones_of_round(self, number: int, last: int | None = None) -> pd.DataFrame | None:
+        """When those tasks finished their steps and layers: the rows of `milestones` of this round (up to round `last`),
+        read alone; None if not recorded, as in older runs.
+        """
+        last = number if last is None else last
+        return self._if_recorded("milestones", [("round", ">=", number), ("round", "<=", last)])
+
+    def tasks_within_round(self, number: int) -> pd.DataFrame | None:
+        """Those, and the tasks that were sent before the round ended and settled later (of servers that do not wait)."""
+        end_s = float(self.rounds["end_s"].iloc[number])
+        return self._if_recorded("tasks", [("round", ">=", number), ("sent_s", "<", end_s)])
+
+    def _if_recorded(self, name: str, filters: list[tuple[str, str, float]] | None = None) -> pd.DataFrame | None:
         path = self.folder / f"{name}.parquet"
-        return pd.read_parquet(path) if path.exists() else None
+        return pd.read_parquet(path, filters=filters) if path.exists() else None
 
 
 def read_run(folder: Path | str) -> Run:
     """The run in `folder`. Raises BrokenRunError if it is not finished or was written by another version."""
     folder = Path(folder)
-    manifest = _manifest(folder)
-    tables = {name: _table(folder, name, columns) for name, columns in COLUMNS.items()}
-    classes = _table(folder, "classes", CLASSES) if "speed_classes" in manifest else pd.DataFrame(columns=CLASSES)
+    manifest = read_manifest(folder)
+    tables = {name: read_table(folder, name, columns) for name, columns in COLUMNS.items()}
+    classes = read_table(folder, "classes", CLASSES) if "speed_classes" in manifest else pd.DataFrame(columns=CLASSES)
     run = Run(folder, manifest, **tables, classes=classes, expected=_expected(folder))
     try:
         _ = (run.label, run.kind, run.seed, run.position, run.outcome, run.simulated_s, run.speed_classes)
@@ -179,9 +221,13 @@ def read_scenario(folder: Path | str) -> list[Run]:
     return sorted(runs, key=lambda run: (run.position, run.label, run.seed))
 
 
-def broken_folders(folder: Path | str) -> list[str]:
-    """Why each unfinished run folder of a scenario is left out, one line each, in the order of folders."""
-    reasons = map(_run_or_reason, _run_folders(Path(folder)))
+def broken_folders(folder: Path | str, known: Collection[Run] = ()) -> list[str]:
+    """Why each unfinished run folder of a scenario is left out, one line each, in the order of folders.
+
+    known: runs that were read already and are not looked at again.
+    """
+    whole = {run.folder for run in known}
+    reasons = (_run_or_reason(path) for path in _run_folders(Path(folder)) if path not in whole)
     return [reason for reason in reasons if isinstance(reason, str)]
 
 
@@ -196,7 +242,8 @@ def _run_or_reason(folder: Path) -> Run | str:
         return str(error)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a finished run. Raises BrokenRunError."""
     path = folder / "manifest.json"
     if not path.exists():
         raise BrokenRunError(f"{folder}: no manifest.json, so the run has not finished; run it again (--again)")
@@ -225,7 +272,8 @@ def _expected(folder: Path) -> list[dict[str, Any]]:
     return expected
 
 
-def _table(folder: Path, name: str, columns: list[str]) -> pd.DataFrame:
+def read_table(folder: Path, name: str, columns: list[str]) -> pd.DataFrame:
+    """A table of a finished run, with at least these columns. Raises BrokenRunError."""
     path = folder / f"{name}.parquet"
     if not path.exists():
         raise BrokenRunError(f"{folder}: no {path.name}, so the run has not finished; run it again (--again)")

@@ -60,7 +60,7 @@ class Comparison:
     """All policies at one target accuracy, best first.
 
     seeds: those that every policy has run; only they count. reference: the label that speed-ups refer to.
-    contenders: labels of the policies that may be the best. sentence: what may be claimed, in words.
+    lead: of the first over the second, if there are two. contenders: labels of the policies that may be the best. sentence: what may be claimed, in words.
     places: first and last place that each policy may have, in the order of results. ties: neighbours that are not told
     apart, labels, two or more at a time; see `ranking`. ranking: what the seeds do not allow to say of places, in words.
     """
@@ -74,6 +74,7 @@ class Comparison:
     places: tuple[tuple[int, int], ...] = ()
     ties: tuple[tuple[str, ...], ...] = ()
     ranking: str = ""
+    lead: SpeedUp | None = None
 
     @property
     def n_seeds(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -60,11 +61,12 @@ def speed_up(
     factor = float(np.exp(log_ratio.mean()))
     if is_censored or reference_is_censored:
         return SpeedUp("at_most" if is_censored else "at_least", factor, n_pairs)
-    low, high = _interval(log_ratio)
+    low, high = _interval(tuple(log_ratio.tolist()))
     return SpeedUp("exact", factor, n_pairs, low, high, _correlation(np.log(own_s), np.log(other_s)))
 
 
-def _interval(log_ratio: Array) -> tuple[float | None, float | None]:
+@lru_cache(maxsize=4096)  # a page that is filtered asks for the same pairs again and again
+def _interval(log_ratio: tuple[float, ...]) -> tuple[float | None, float | None]:
     """The BCa interval of exp(mean), 95 %; none from fewer than 3 pairs, a point where all pairs agree."""
     if len(log_ratio) < 3:
         return None, None

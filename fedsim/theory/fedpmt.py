@@ -94,7 +94,10 @@ def answers(policy: FedPMTParameters, fleet: Fleet) -> Answers:
     shape, n_layers = fleet.shape, fleet.n_layers
 
     def depth() -> IntArray:
-        return widths(policy, fleet)
+        found = widths(policy, fleet)
+        if not found.any():
+            raise NoClosedForm("needs a budget within which at least one device trains a layer")
+        return found
 
     def holds_layer() -> Array:
         """`[device, layer]`."""

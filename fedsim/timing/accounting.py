@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.facts import Array, IntArray
+from fedsim.timing import passed
 from fedsim.timing.book import ClosedJobs, Outcome
 from fedsim.timing.demand import at_depth, picked
 from fedsim.timing.live_jobs import LiveJobs, Moment
@@ -41,7 +42,14 @@ def _flops_by_time(work: Work, rows: IntArray, step_share: Array) -> Array:
 
 
 def close(
-    jobs: LiveJobs, work: Work, devices: IntArray, rows: IntArray, outcome: Outcome, moment: Moment
+    jobs: LiveJobs,
+    work: Work,
+    devices: IntArray,
+    rows: IntArray,
+    outcome: Outcome,
+    moment: Moment,
+    *,
+    with_milestones: bool = False,
 ) -> ClosedJobs:
     """What became of these jobs of one send, until now."""
     elapsed, start = jobs.elapsed_s(devices, moment), jobs.start_s[devices]
@@ -54,6 +62,10 @@ def close(
         for column, value in zip((progress.n_steps, progress.partial_depth, progress.step_share), now, strict=True):
             column[under_way] = value
     depth = progress.depth(work.depth[rows])
+    milestones = None
+    if with_milestones:
+        until_s = np.where(np.isnan(computed), elapsed, computed)
+        milestones = passed.milestones(work, rows, progress, start_s=start, until_s=until_s)
     return ClosedJobs(
         device=devices,
         ordinal=jobs.ordinal[devices],
@@ -62,6 +74,7 @@ def close(
         downloaded_s=np.where(work.ready_s[rows] <= elapsed, start + work.ready_s[rows], np.nan),
         computed_s=start + computed,
         arrived_s=start + arrived,
+        asked_steps=work.asked_steps(rows),
         n_steps=progress.n_steps,
         depth=depth,
         device_flops=spent_flops(work, devices, rows, progress),
@@ -69,6 +82,8 @@ def close(
         downloaded_bytes=_share_passed(elapsed, np.zeros_like(elapsed), work.ready_s[rows])
         * work.demand.down_bytes[rows],
         outcome=outcome,
+        ended_s=moment.now_s,
+        milestones=milestones,
     )
 
 

@@ -5,16 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from fedsim.facts import AggregateReport, Array, Contributions, IntArray
 
+Int32Array = npt.NDArray[np.int32]
 Outcome = Literal["taken", "cancelled", "empty", "open"]
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """Whole local steps that jobs finished, and the layers of one step; columns `[milestone]`, job after job, ascending.
+
+    The layers are those of the last step of which anything counts: of the step under way when the device was stopped,
+    or else of the last whole one. step: from 0. layer: -1 for a whole step. ended_s: on the clock.
+    """
+
+    device: Int32Array
+    ordinal: Int32Array
+    step: Int32Array
+    layer: Int32Array
+    ended_s: Array
 
 
 @dataclass(frozen=True)
 class ClosedJobs:
     """Jobs that came to an end, or were under way when the run did; columns `[job]`, seconds on the clock (NaN: never).
 
+    asked_steps: the most local steps that the task allowed; -1 for no limit.
     outcome: "taken" by the server, "cancelled", "empty" (stopped with nothing complete) or "open".
+    ended_s: when that was. milestones: None unless the server was told to time them.
     """
 
     device: IntArray
@@ -24,12 +45,31 @@ class ClosedJobs:
     downloaded_s: Array
     computed_s: Array
     arrived_s: Array
+    asked_steps: IntArray
     n_steps: IntArray
     depth: IntArray
     device_flops: Array
     uploaded_bytes: Array
     downloaded_bytes: Array
     outcome: Outcome
+    ended_s: float
+    milestones: Milestones | None = None
+
+
+DecidedBy = Literal["deadline", "arrival", "step", "total_steps", ""]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The end of a round's last `wait`. by: the condition that was due first; "" where the server only collected.
+
+    at_s: seconds on the clock, NaN without a wait. n: how many arrivals, devices with their steps done, or steps in all
+    it was about; NaN for a deadline.
+    """
+
+    at_s: float = float("nan")
+    by: DecidedBy = ""
+    n: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -43,6 +83,7 @@ class ClosedRound:
     weights: Array
     used_flops: float
     report: AggregateReport
+    decision: Decision = Decision()
 
 
 class Book(Protocol):

@@ -76,6 +76,13 @@ class Work:
         n_bytes = self.demand.up_bytes_at(rows, depth)
         return self.weather.upload_s(self.devices[rows], self.ordinals[rows], depth, n_bytes)
 
+    def asked_steps(self, rows: IntArray) -> IntArray:
+        """The most local steps that the task allowed, `[row]`; -1 for no limit."""
+        n_steps = self.task.n_steps
+        if n_steps is None or np.ndim(n_steps) == 0:  # one number for a fleet that is alike
+            return np.broadcast_to(np.int64(-1 if n_steps is None else n_steps), rows.shape)
+        return self.cap[rows]
+
     @property
     def is_drawn(self) -> bool:
         """Whether the fleet draws depths by law instead of timing them."""
@@ -148,6 +155,28 @@ class Work:
         if n == 1:
             return start[:, None] + durations
         return np.cumsum(np.concatenate([start[:, None], durations], axis=1), axis=1)[:, 1:]
+
+    def step_ends_s(self, rows: IntArray, n_steps: IntArray) -> Array:
+        """Offsets at which the first `n_steps` steps of each job end, one job after another, `[n_steps.sum()]`."""
+        begin = np.cumsum(n_steps) - n_steps
+        if self.is_regular:
+            job = np.repeat(np.arange(len(rows)), n_steps)
+            return self._regular_end_s(rows[job], np.arange(1, len(job) + 1) - begin[job])
+        ends, end_s = np.empty(n_steps.sum()), self.ready_s[rows].copy()
+        running, first, block = np.flatnonzero(n_steps), 0, int(min(8, n_steps.max(initial=1)))
+        while running.size:
+            found = self._running_ends(end_s[running], rows[running], first, block)
+            step = first + np.arange(block)
+            is_asked = step < n_steps[running, None]
+            ends[(begin[running, None] + step)[is_asked]] = found[is_asked]
+            end_s[running] = found[:, -1]
+            first += block
+            running, block = running[n_steps[running] > first], min(2 * block, 1024)
+        return ends
+
+    def layer_ends_s(self, rows: IntArray | slice, step: int, begin_s: Array) -> Array:
+        """Offsets at which each depth of this step is reached by jobs that begin it at `begin_s`, `[row, depth 1...]`."""
+        return np.asarray(begin_s[:, None] + self._full_step_s(rows, step, 1) * self._layer_costs(rows, step))
 
     def finished_s(self) -> Array:
         """Offset at which a job with a capped number of steps is through; infinite if only a stop ends it."""
@@ -230,20 +259,23 @@ class Work:
         for step in np.unique(n_steps[running]):
             mine = running[n_steps[running] == step]
             at = rows[mine]
-            costs = self._layer_costs(at, int(step))
-            reached = end_s[mine, None] + self._full_step_s(at, int(step), 1) * costs
+            reached = self.layer_ends_s(at, int(step), end_s[mine])
             # The last layer asked for is the step's end, which alone decides about whole steps.
             is_asked = np.arange(1, reached.shape[1] + 1) < self.depth[at, None]
             partial[mine] = ((reached <= elapsed_s[mine, None]) & is_asked).sum(axis=1)
         return partial
 
-    def latest_in_time(self, rows: IntArray, within_s: float) -> tuple[Progress, Array]:
-        """The largest depth of a one-step task whose upload still arrives `within_s` after the start, and when it does."""
+    def latest_in_time(self, rows: IntArray, within_s: float) -> tuple[Progress, Array, Array]:
+        """The largest depth of a one-step task whose upload still arrives `within_s` after the start.
+
+        Also when the device stops for it, and when it arrives; infinite where nothing arrives in time.
+        """
         best = np.zeros(len(rows), dtype=np.int64)
-        arrival = np.full(len(rows), np.inf)
+        computed, arrival = np.full(len(rows), np.inf), np.full(len(rows), np.inf)
         devices, ordinals = self.devices[rows], self.ordinals[rows]
-        full = self._full_step_s(rows, 0, 1)
-        reached = self.ready_s[rows, None] + full * self._layer_costs(rows, 0)
+        reached = self.layer_ends_s(rows, 0, self.ready_s[rows])
+        if not self.is_drawn:  # the last layer asked for is the step's end, to the bit
+            reached[np.arange(len(rows)), self.depth[rows] - 1] = self.step_end_s(1)[rows]
         drawn = self.weather.drawn_depth(devices, ordinals) if self.is_drawn else None
         for depth in range(1, self.weather.shape.n_layers + 1):
             upload = self.upload_s(rows, np.full(len(rows), depth))
@@ -255,7 +287,8 @@ class Work:
             if drawn is not None:
                 in_time &= depth <= drawn
             best = np.where(in_time, depth, best)
+            computed = np.where(in_time, reached[:, depth - 1] if drawn is None else arrives - upload, computed)
             arrival = np.where(in_time, arrives, arrival)
         is_whole = best == self.depth[rows]
         progress = Progress(is_whole.astype(np.int64), np.where(is_whole, 0, best), np.zeros(len(rows)))
-        return progress, arrival
+        return progress, computed, arrival

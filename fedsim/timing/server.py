@@ -26,7 +26,7 @@ from fedsim.facts import (
 from fedsim.protocols import AnyOf, Arrivals, Condition, Elapsed, Learner, Policy, Steps, TotalSteps
 from fedsim.randomness import Luck
 from fedsim.timing import accounting
-from fedsim.timing.book import Book, ClosedRound, Outcome, RunOver
+from fedsim.timing.book import Book, ClosedRound, DecidedBy, Decision, Outcome, RunOver
 from fedsim.timing.clock import Clock
 from fedsim.timing.foresight import Foresight
 from fedsim.timing.live_jobs import LiveJobs, Moment
@@ -48,8 +48,14 @@ class SimServer:
         book: Book,
         horizon_s: float = np.inf,
         wanted: frozenset[Wanted] = frozenset(),
+        *,
+        with_milestones: bool = False,
     ) -> None:
-        """wanted: statistics of updates that every aggregate asks the learner for, besides the policy's own."""
+        """wanted: statistics of updates that every aggregate asks the learner for, besides the policy's own.
+
+        with_milestones: tell the book when each job finished its steps and layers.
+        """
+        self._with_milestones = with_milestones
         self._weather, self._learner, self._book, self._horizon_s = weather, learner, book, horizon_s
         self._wanted = wanted
         self._foresight = Foresight(weather)
@@ -57,7 +63,7 @@ class SimServer:
         self._jobs = LiveJobs(weather.fleet.n_devices)
         self._moment = Moment(0.0, 0.0)
         self._version = self._n_samplings = self._n_verbs = 0
-        self._round_start_s, self._n_sent = 0.0, 0
+        self._round_start_s, self._n_sent, self._decision = 0.0, 0, Decision()
 
     # ---- facts --------------------------------------------------------------------------------------------------
 
@@ -128,8 +134,7 @@ class SimServer:
         self._jobs.add(work, devices, self._version, self.now_s)
         self._n_sent += len(devices)
         if task.arrive_within_s is not None:
-            progress, arrived_s = work.latest_in_time(np.arange(len(devices)), task.arrive_within_s)
-            computed_s = arrived_s - work.upload_s(slice(None), progress.depth(work.depth))
+            progress, computed_s, arrived_s = work.latest_in_time(np.arange(len(devices)), task.arrive_within_s)
         else:
             progress, computed_s = Progress.whole(work.cap), work.finished_s()
             arrived_s = computed_s + work.upload_s(slice(None), work.depth)
@@ -202,9 +207,11 @@ class SimServer:
         self._version = report.version
         used = contributions.where(np.flatnonzero(weights.any(axis=1)))
         used_flops = float(used.used_flops(self.shape, self._weather.plan).sum())
-        closed = ClosedRound(self._round_start_s, self.now_s, self._n_sent, used, weights, used_flops, report)
+        closed = ClosedRound(
+            self._round_start_s, self.now_s, self._n_sent, used, weights, used_flops, report, self._decision
+        )
         over = self._book.round_closed(closed)
-        self._round_start_s, self._n_sent = self.now_s, 0
+        self._round_start_s, self._n_sent, self._decision = self.now_s, 0, Decision()
         if not report.is_finite:
             raise RunOver("diverged", "the model's weights are no longer finite")
         if over is not None:
@@ -215,7 +222,9 @@ class SimServer:
 
     def wait(self, jobs: Jobs, condition: Condition) -> Generator[Any, Any, None]:
         self._count_verb()
-        yield from self._sleep(self._due(jobs, condition), f"nothing that is under way can fulfil {condition}")
+        due, first = self._first_due(jobs, condition)
+        yield from self._sleep(due, f"nothing that is under way can fulfil {condition}")
+        self._decision = _decision(self.now_s, first)
 
     def collect(self, jobs: Jobs) -> Generator[Any, Any, Contributions]:
         self._count_verb()
@@ -236,10 +245,14 @@ class SimServer:
             yield self._clock.at(until.now_s)
             self._moment, self._n_verbs = until, 0
 
-    def _due(self, jobs: Jobs, condition: Condition) -> Moment:
-        """When the condition will hold."""
+    def _first_due(self, jobs: Jobs, condition: Condition) -> tuple[Moment, Condition]:
+        """When the condition will hold, and which of its parts holds then; of several the first that was named."""
         if isinstance(condition, AnyOf):
-            return min((self._due(jobs, one) for one in condition.conditions), key=lambda moment: moment.now_s)
+            return min((self._first_due(jobs, one) for one in condition.conditions), key=lambda due: due[0].now_s)
+        return self._due(jobs, condition), condition
+
+    def _due(self, jobs: Jobs, condition: Condition) -> Moment:
+        """When a condition that has no parts will hold."""
         if isinstance(condition, Elapsed):
             starts = np.unique(jobs.start_s)
             if len(starts) > 1:
@@ -265,7 +278,15 @@ class SimServer:
         for work, mine, rows in self._jobs.by_work(devices):
             for start in range(0, len(mine), _CHUNK):
                 chunk = slice(start, start + _CHUNK)
-                closed = accounting.close(self._jobs, work, mine[chunk], rows[chunk], outcome, self._moment)
+                closed = accounting.close(
+                    self._jobs,
+                    work,
+                    mine[chunk],
+                    rows[chunk],
+                    outcome,
+                    self._moment,
+                    with_milestones=self._with_milestones,
+                )
                 self._book.jobs_closed(closed)
         if len(devices):
             self._jobs.close(devices)
@@ -294,6 +315,20 @@ class SimServer:
         self._book.before_change(float(np.nextafter(self.now_s, np.inf)))
         self._close(np.flatnonzero(self._jobs.is_busy), "open")
         return ends[0]
+
+
+def _decision(now_s: float, condition: Condition) -> Decision:
+    by: DecidedBy = ""
+    n = np.nan
+    if isinstance(condition, Elapsed):
+        by = "deadline"
+    elif isinstance(condition, Arrivals):
+        by, n = "arrival", condition.n
+    elif isinstance(condition, Steps):
+        by, n = "step", condition.n_jobs
+    elif isinstance(condition, TotalSteps):
+        by, n = "total_steps", condition.n
+    return Decision(now_s, by, float(n))
 
 
 def _gathered(devices: IntArray, groups: Sequence[tuple[IntArray, Array | IntArray]]) -> Array:

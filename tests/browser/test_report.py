@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import fedsim
 from fedsim.dashboard.report import write_report
+from fedsim.scenario.read import from_dict
 from fedsim.statistics.reading import read_scenario
 from tests.run_folders import add_classes, climb, write_run
 
@@ -52,12 +54,30 @@ def address(tmp_path_factory) -> str:
     return write_report(folder, read_scenario(folder)).as_uri()
 
 
+@pytest.fixture(scope="module")
+def clock_address(tmp_path_factory) -> str:
+    """Real runs of the clock alone, which have rounds to draw: six devices, four rounds."""
+    loaded = from_dict(
+        {
+            "name": "clock",
+            "train": False,
+            "fleet": {"n_devices": 6, "compute": {"step_s": 1.0, "task_factor": {"kind": "exponential"}}},
+            "model": {"kind": "mlp", "widths": [8]},
+            "data": {"kind": "digits"},
+            "policies": [{"kind": "salf", "deadline_s": 0.9}, {"kind": "k_sync", "k": 2}],
+            "stop": {"n_rounds": 4},
+        }
+    )
+    folder = fedsim.run(loaded, out=tmp_path_factory.mktemp("runs"))
+    return write_report(folder, read_scenario(folder)).as_uri()
+
+
 @pytest.fixture
 def visit(browser, address) -> Iterator:
     """Open the page offline in a window of that size and scheme; complaints gather in `page.complaints`."""
     contexts = []
 
-    def open_page(width: int = 1200, scheme: str = "light"):
+    def open_page(width: int = 1200, scheme: str = "light", address: str = address):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         contexts.append(context)
         page = context.new_page()
@@ -66,7 +86,7 @@ def visit(browser, address) -> Iterator:
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("requestfailed", lambda request: page.complaints.append(request.url))
         page.goto(address)
-        page.locator("#who_was_heard .xtick").first.wait_for()  # drawn last
+        page.wait_for_selector("html[data-drawn]")
         return page
 
     yield open_page
@@ -89,11 +109,11 @@ def test_a_hostile_name_is_shown_and_does_nothing(visit):
 
 def test_the_legend_takes_a_policy_off_the_figure_by_keyboard(visit):
     page = visit()
-    lines = page.locator("#accuracy_over_time .scatterlayer .trace")
+    lines = page.locator("#curve .scatterlayer .trace")
     before = lines.count()
-    page.locator("fieldset input").first.focus()
+    page.locator("#place-curve fieldset input").first.focus()
     page.keyboard.press("Space")
-    sync_api.expect(lines).to_have_count(before - 3)  # the line and both edges of its band
+    sync_api.expect(lines).to_have_count(before - 4)  # the line, both edges of its band, the ring at the target
     assert page.complaints == []
 
 
@@ -111,7 +131,7 @@ def test_page_and_figures_follow_the_scheme_as_it_changes(visit):
         page.emulate_media(color_scheme=scheme)
         sync_api.expect(page.locator("body")).to_have_css("color", ink)
         sync_api.expect(page.locator("#round_times .xtick text").first).to_have_css("fill", ink)
-        sync_api.expect(page.locator("#accuracy_over_time path.js-line").last).to_have_css("stroke", ink)
+        sync_api.expect(page.locator("#curve path.js-line").last).to_have_css("stroke", ink)
 
 
 def test_closed_forms_are_dashed_lines_and_diamonds_that_follow_the_scheme(visit):
@@ -162,10 +182,96 @@ def test_a_class_has_one_line_at_its_share_of_the_devices_that_follows_the_schem
     assert page.complaints == []
 
 
+def test_the_curve_can_be_drawn_against_anything_that_is_spent(visit, tmp_path):
+    page = visit()
+    title, axis = page.locator("#place-curve h3"), page.locator("#curve .xtitle")
+    sync_api.expect(axis).to_have_text("simulated time (s)")
+    page.get_by_label("against").select_option("uploaded_bytes")
+    sync_api.expect(axis).to_have_text("uploaded by all devices")
+    sync_api.expect(title).to_contain_text("With 6 kB uploaded the median accuracy")
+    page.get_by_label("Show").select_option("loss")
+    sync_api.expect(page.locator("#curve .ytitle")).to_have_text("loss (mean over seeds)")
+    sync_api.expect(title).to_contain_text("the mean loss is 1 (every policy)")
+    assert page.locator("#curve").get_attribute("aria-label") == title.inner_text()
+    with page.expect_download() as download:
+        page.locator("#place-curve a").first.click()
+    assert download.value.suggested_filename == "loss_over_uploaded_bytes.csv"
+    assert page.complaints == []
+
+
+def test_a_policy_that_was_taken_off_stays_off_when_the_axis_is_switched(visit):
+    page = visit()
+    lines = page.locator("#curve path.js-line")
+    n_before = lines.count()
+    page.locator("#place-curve fieldset input").first.uncheck()
+    sync_api.expect(lines).not_to_have_count(n_before)
+    page.get_by_label("against").select_option("round")
+    sync_api.expect(page.locator("#curve .xtitle")).to_have_text("rounds")
+    sync_api.expect(page.locator("#curve .scatterlayer .trace")).to_have_count(6 * 3)
+
+
+def test_the_time_budget_is_turned_by_the_arrow_keys(visit):
+    """The earliest evaluation after the start is at 10 s; at the end, 600 s, everybody has 90 %."""
+    page = visit()
+    slider, said = page.locator("#place-budget input[type=range]"), page.locator("#place-budget output")
+    slider.focus()
+    page.keyboard.press("Home")
+    sync_api.expect(said).to_have_text("10 s")
+    sync_api.expect(page.locator("#place-budget h3")).to_have_text("With 10 s fedavg has the most: 4.29 % (median).")
+    page.keyboard.press("ArrowRight")
+    sync_api.expect(said).to_have_text("10.7 s")
+    page.keyboard.press("End")
+    sync_api.expect(page.locator("#place-budget h3")).to_have_text("With 600 s every policy has 90 % (median).")
+    assert slider.get_attribute("aria-valuetext") == "600 s"
+    points = page.locator("#budget .scatterlayer path.point")
+    sync_api.expect(points).to_have_count(7)
+    assert page.complaints == []
+
+
+def test_any_of_the_shown_rounds_of_any_policy_can_be_chosen(visit, clock_address):
+    page = visit(address=clock_address)
+    title, rounds = (
+        page.locator("#place-timeline h3"),
+        page.locator("#place-timeline").get_by_label("round", exact=True),
+    )
+    sync_api.expect(title).to_contain_text("of salf, seed 0")
+    assert rounds.locator("option:not([hidden])").count() == 4
+    page.locator("#place-timeline").get_by_label("Run").select_option(label="k_sync, seed 0")
+    sync_api.expect(title).to_contain_text("of k_sync, seed 0: the work of 2 of 6 devices entered the model")
+    assert rounds.locator("option:not([hidden])").count() == 4
+    rounds.focus()
+    page.keyboard.press("Home")
+    sync_api.expect(title).to_contain_text("Round 0 of k_sync")
+    sync_api.expect(page.locator("#timeline .annotation-text")).to_contain_text("2nd arrival")
+    page.locator("#timeline .bars path").first.hover(force=True)
+    sync_api.expect(page.locator("#timeline .hovertext")).to_contain_text("device")
+    assert page.complaints == []
+
+
+def test_a_round_at_a_deadline_has_its_dotted_line(visit, clock_address):
+    page = visit(address=clock_address)
+    sync_api.expect(page.locator("#timeline .annotation-text")).to_have_text("deadline, 0.9 s")
+    sync_api.expect(page.locator("#timeline path.js-line").last).not_to_have_css("stroke-dasharray", "none")
+
+
+def test_pointing_at_a_bar_says_what_it_is_in_words_and_units(visit):
+    page = visit()
+    page.locator("#layer_contributors .bars path").first.hover(force=True)
+    label = page.locator("#layer_contributors .hoverlayer .hovertext")
+    sync_api.expect(label).to_contain_text("fedavg: 2 devices a round (mean) reach layer input")
+
+
+def test_pointing_at_a_policy_with_a_hostile_name_says_it_as_text(visit):
+    page = visit()
+    page.locator("#layer_contributors .bars").nth(2).locator("path").first.hover(force=True)
+    sync_api.expect(page.locator("#layer_contributors .hoverlayer .hovertext")).to_contain_text("<script>window.harm")
+    assert page.evaluate("window.harm") is None
+
+
 def test_the_data_of_a_figure_can_be_saved(visit, tmp_path):
     page = visit()
     with page.expect_download() as download:
         page.get_by_role("link", name="data (CSV)").first.click()
-    assert download.value.suggested_filename == "accuracy_over_time.csv"
+    assert download.value.suggested_filename == "accuracy_over_time_s.csv"
     download.value.save_as(tmp_path / "data.csv")
     assert (tmp_path / "data.csv").read_text().startswith("policy,time_s,accuracy,low,high,n_seeds\n")

@@ -83,8 +83,9 @@ def test_renaming_devices_changes_names_only(tiny, name, step_s, new_name):
     renamed = np.empty(5)
     renamed[list(new_name)] = step_s
     before, after = played(step_s), played(renamed)
-    for table, order in (("tasks", ["round", "device", "ordinal"]), ("devices", ["device"])):
-        before[table]["device"] = np.array(new_name)[before[table]["device"]]
+    in_round = ["round", "device", "ordinal"]
+    for table, order in (("tasks", in_round), ("milestones", [*in_round, "step", "ended_s"]), ("devices", ["device"])):
+        before[table]["device"] = np.array(new_name, before[table]["device"].dtype)[before[table]["device"]]
         before[table] = before[table].sort_values(order, ignore_index=True)
         after[table] = after[table].sort_values(order, ignore_index=True)
     for table, expected in before.items():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import io
 import json
+from base64 import b64decode
+from gzip import decompress
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedsim.dashboard
-from fedsim.dashboard import figures, findings, frames
-from fedsim.dashboard.markup import json_for_script
+from fedsim.dashboard import device_frames, figures, findings, frames
+from fedsim.dashboard.page import page as whole_page
 from fedsim.dashboard.palette import HUES, INK, Style, styles
 from fedsim.dashboard.report import report, write_report
 from fedsim.statistics.comparison import compare
@@ -34,8 +35,12 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.words, self._inside = "", ""
-        self.scripts: list[str] = []
+        self.scripts: dict[str | None, str] = {}
         self.feed(html)
+
+    def places(self) -> dict:
+        """What the page's script draws: element -> choice of the controls -> view."""
+        return json.loads(decompress(b64decode(self.scripts["places"])))
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
@@ -46,7 +51,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self._inside == "script":
-            self.scripts.append(data)
+            self.scripts[self.elements[-1][1].get("id")] = data
         elif self._inside != "style":
             self.words += data
 
@@ -87,10 +92,42 @@ def test_the_first_table_has_a_row_for_each_policy_best_first(page):
     assert "25 %" in table
 
 
+def test_costs_stand_at_the_target_and_not_at_the_end(tmp_path):
+    """100 bytes and 1,000 FLOPs for each evaluation: 20 of them to the target; one of two seeds never gets there."""
+    write_run(tmp_path / "s", "a", 0, climb(20))
+    write_run(tmp_path / "s", "never", 0, climb(None), position=1)
+    words = Page(report("s", read_scenario(tmp_path / "s"))).words
+    row = words[words.index("device FLOPs to 90 %") : words.rindex("How sure is that?")]
+    assert "2 kB20k" in row
+    assert "more than 300 Bmore than 3k" in row  # what the closed rounds of a whole run cost
+
+
+def test_a_policy_that_never_got_there_is_said_to_be_later_and_not_a_fraction_sooner(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / "s", "best", seed, climb(10))
+        write_run(tmp_path / "s", "reference", seed, climb(20), position=1)
+        write_run(tmp_path / "s", "never", seed, climb(None), position=2)
+    words = Page(report("s", read_scenario(tmp_path / "s"))).words
+    assert "at least 3 times later" in words  # followed for 600 s, the reference took 200 s
+    assert "at most 0." not in words
+
+
+def test_the_first_screen_says_what_was_simulated_and_what_each_policy_does(tmp_path):
+    path = write_run(tmp_path / "s", "a<b>", 0, climb(20)) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["policy"]["summary"] = "It waits <i>for all</i>."
+    manifest["scenario"] |= {"data": {"kind": "digits"}, "model": {"kind": "mlp"}}
+    path.write_text(json.dumps(manifest))
+    page = Page(report("s", read_scenario(tmp_path / "s")))
+    assert "4 devices, data set digits, model mlp of 2 layers, 1 seed. All times are simulated." in page.words
+    assert "a<b>: It waits <i>for all</i>." in page.words
+    assert not page.of("i")
+
+
 def test_every_question_has_its_heading(page):
     for question in ("How sure is that?", "What does it cost?", "Where does the time go?", "Who takes part?"):
         assert question in page.words
-    assert "Does it agree with theory?" in page.words
+    assert "Is the clock right?" in page.words
     assert "What exactly was run?" in page.words
 
 
@@ -101,9 +138,7 @@ def test_a_name_from_a_file_is_text_and_never_markup(page):
 
 
 def test_plotly_is_given_escaped_names(runs):
-    figure = figures.accuracy_over_time(
-        frames.accuracy_frame(runs, "time_s"), styles((run.label, run.kind) for run in runs)
-    )
+    figure = figures.curve(frames.curve_frame(runs, "time_s"), styles((run.label, run.kind) for run in runs))
     names = [trace.name for trace in figure.data if trace.name]
     assert names[2].startswith("&lt;/script&gt;&lt;script&gt;")
     assert not any("<" in name for name in names)
@@ -136,20 +171,24 @@ def test_the_same_runs_give_the_same_bytes(runs):
 
 def test_every_figure_has_a_text_alternative_and_its_data(runs, page):
     plots = [a for a in page.of("div") if a.get("class") == "plot"]
-    names = ["accuracy_over_time", "accuracy_over_bytes", "round_times", "layer_contributors"]
+    names = ["curve", "budget", "pareto_front", "round_times", "timeline", "time_shares", "layer_contributors"]
     assert [plot["id"] for plot in plots] == names
     assert all(plot["role"] == "img" and len(plot["aria-label"]) > 20 for plot in plots)
-    downloads = {a["download"]: a["href"] for a in page.of("a") if "download" in a}
-    assert list(downloads) == [f"{name}.csv" for name in names]
-    csv = unquote(downloads["round_times.csv"].partition(",")[2])
+    assert [a["href"] for a in page.of("a") if a.get("data-csv") == "frame"] == [f"#{name}" for name in names]
+    assert all(view["csv"]["frame"].count("\n") > 1 for place in page.places().values() for view in place.values())
+    csv = page.places()["round_times"][""]["csv"]["frame"]
     pd.testing.assert_frame_equal(
         pd.read_csv(io.StringIO(csv)), frames.round_times_frame(runs), rtol=1e-5, check_dtype=False
     )
 
 
 def test_the_legend_names_every_policy_in_every_figure(page):
-    boxes = [a["data-policy"] for a in page.of("input")]
-    assert boxes == ["fedavg", "stsyn(k=15)", HOSTILE] * 4
+    boxes = [a["data-policy"] for a in page.of("input") if "data-policy" in a]
+    assert boxes == [
+        *["fedavg", "stsyn(k=15)", HOSTILE],
+        *["stsyn(k=15)", "fedavg", HOSTILE],  # at a budget: best first
+        *["fedavg", "stsyn(k=15)", HOSTILE] * 3,
+    ]
 
 
 def test_runs_that_ended_at_different_times_are_said_to(runs, page, tmp_path):
@@ -246,7 +285,7 @@ def test_the_law_of_the_round_time_is_drawn_dashed_over_the_rounds(tmp_path):
     assert (exact.line.dash, exact.line.width, exact.line.color) == ("dash", 1.5, simulated.line.color)
     assert simulated.opacity < 1  # pale, so that the dashes over it are seen
     assert list(zip(exact.x, exact.y, strict=True))[1:] == [(1.0, 0.25), (2.0, 0.5), (4.0, 1.0)]
-    assert exact.hovertemplate == "exact expectation: %{y:.1%} of rounds take at most %{x:.4g} s"
+    assert exact.hovertemplate == "a: exact expectation: %{y:.1%} of rounds take at most %{x:.4~g} s<extra></extra>"
     words = Page(report("s", own)).words
     assert "The thin dashed line is the exact expectation, nothing fitted." in words
     assert "exact expectation (CSV)" in words
@@ -307,22 +346,23 @@ def without_classes(folder, losses, entry=None, **settings):
 def test_a_model_without_classes_is_drawn_by_its_loss_with_the_expected_one_dashed(tmp_path):
     entry = {"rounds": [0, 1, 2], "mean": [4.0, 2.5, 1.5], "times_s": [0.0, 10.0, 20.0], "mean_at": [4.0, 2.0, 1.0]}
     own = without_classes(tmp_path / "s", [[4.0, 2.0, 1.0], [4.0, 1.0, 1.0], [4.0, 6.0, 1.0]], entry)
-    frame, exact = frames.loss_frame(own, "time_s"), frames.expected_loss_frame(own, "time_s")
+    frame, exact = frames.curve_frame(own, "time_s", "loss"), frames.expected_loss_frame(own, "time_s")
     assert frame["loss"].tolist() == [4.0, 3.0, 1.0]  # means, as the closed form is one
     assert (frame["low"].tolist(), frame["high"].tolist()) == ([4.0, 1.0, 1.0], [4.0, 6.0, 1.0])
     assert exact["loss"].tolist() == [4.0, 2.0, 1.0]
-    line, dashed = figures.loss_over_time(frame, exact, styles([("a", "a")])).data[-2:]
+    line, dashed = figures.curve(frame, styles([("a", "a")]), of="loss", expected=exact).data[-2:]
     assert (line.line.dash, dashed.line.dash) == ("solid", "dash")
     page = Page(report("s", own))
-    assert next(a["id"] for a in page.of("div") if a.get("class") == "plot") == "loss_over_time"
     assert "After 20 s the mean loss is 1 (a)." in page.words
-    assert "loss_over_rounds" not in [a.get("id") for a in page.of("div")]
+    assert page.places()["curve"]["loss|time_s"]["csv"]["exact"].startswith("policy,time_s,loss\n")
+    assert "exact" in page.places()["curve"]["loss|round"]["csv"]
+    assert not any("exact_loss" in str(a.get("id")) for a in page.of("div"))
 
 
 def test_a_loss_that_is_known_only_after_rounds_is_drawn_over_rounds(tmp_path):
     own = without_classes(tmp_path / "s", [[4.0, 2.0, 1.0]], {"rounds": [0, 1, 2], "mean": [4.0, 2.5, 1.5]})
     plots = [a["id"] for a in Page(report("s", own)).of("div") if a.get("class") == "plot"]
-    assert plots == ["loss_over_time", "round_times", "layer_contributors", "loss_over_rounds"]
+    assert plots == ["curve", "round_times", "layer_contributors", "exact_loss_over_rounds"]
     assert frames.expected_loss_frame(own, "round")["loss"].tolist() == [4.0, 2.5, 1.5]
 
 
@@ -343,15 +383,14 @@ def test_a_model_without_classes_and_without_closed_form_still_has_its_curve(tmp
 def test_a_loss_is_drawn_on_a_logarithmic_axis_once_it_falls_to_an_eighth(tmp_path):
     for last, kind in [(0.5, "log"), (0.51, None), (0.0, None)]:
         own = without_classes(tmp_path / str(last), [[4.0, last]])
-        frame, exact = frames.loss_frame(own, "time_s"), frames.expected_loss_frame(own, "time_s")
-        assert figures.loss_over_time(frame, exact, styles([("a", "a")])).layout.yaxis.type == kind
+        frame, exact = frames.curve_frame(own, "time_s", "loss"), frames.expected_loss_frame(own, "time_s")
+        assert figures.curve(frame, styles([("a", "a")]), of="loss", expected=exact).layout.yaxis.type == kind
 
 
 @given(st.text())
 def test_no_text_ends_the_script_that_holds_it(text):
-    written = json_for_script({text: text})
-    assert not set("<>&") & set(written)
-    assert json.loads(written) == {text: text}
+    html = whole_page(title="t", opening="", sections=[], places={"a": {text: {"title": text}}})
+    assert Page(html).places() == {"a": {text: {"title": text}}}
 
 
 # ---- what is drawn --------------------------------------------------------------------------------------------------
@@ -360,14 +399,14 @@ def test_no_text_ends_the_script_that_holds_it(text):
 def test_the_band_holds_the_extremes_of_few_seeds_and_the_line_their_median(tmp_path):
     for seed, accuracy in enumerate([0.1, 0.2, 0.6]):
         write_run(tmp_path / "s", "a", seed, [accuracy] * 3)
-    row = frames.accuracy_frame(read_scenario(tmp_path / "s"), "time_s").iloc[1]
+    row = frames.curve_frame(read_scenario(tmp_path / "s"), "time_s").iloc[1]
     assert (row["time_s"], row["low"], row["accuracy"], row["high"], row["n_seeds"]) == (10.0, 0.1, 0.2, 0.6, 3)
 
 
 def test_a_curve_ends_where_the_first_of_its_seeds_ends(tmp_path):
     write_run(tmp_path / "s", "a", 0, [0.1] * 6)
     write_run(tmp_path / "s", "a", 1, [0.1] * 4)
-    assert frames.accuracy_frame(read_scenario(tmp_path / "s"), "time_s")["time_s"].max() == 30.0
+    assert frames.curve_frame(read_scenario(tmp_path / "s"), "time_s")["time_s"].max() == 30.0
 
 
 def test_accuracy_at_an_amount_of_bytes_is_that_of_the_last_evaluation_by_then(tmp_path):
@@ -378,7 +417,7 @@ def test_accuracy_at_an_amount_of_bytes_is_that_of_the_last_evaluation_by_then(t
     table = pd.read_parquet(other / "evaluations.parquet")
     table["uploaded_bytes"] = [0.0, 150.0, 300.0]
     table.to_parquet(other / "evaluations.parquet")
-    frame = frames.accuracy_frame(read_scenario(folder), "uploaded_bytes")
+    frame = frames.curve_frame(read_scenario(folder), "uploaded_bytes")
     assert frame["uploaded_bytes"].tolist() == [0, 100, 150, 200]
     assert frame["high"].tolist() == [0.1, 0.2, 0.4, 0.4]
     assert frame["low"].tolist() == [0.1, 0.1, 0.2, 0.3]
@@ -401,7 +440,7 @@ def test_empty_rounds_count_among_the_contributors_of_a_layer(tmp_path):
 
 
 def test_the_phases_are_means_over_the_tasks_that_were_used(runs):
-    row = frames.phases_frame(runs).iloc[0]
+    row = device_frames.phases_frame(runs).iloc[0]
     assert (row["n_tasks"], row["download_s"], row["compute_s"], row["upload_s"]) == (6, 1.0, 6.0, 2.0)
 
 
@@ -416,9 +455,9 @@ def test_thinning_keeps_the_ends_and_the_extremes(values, n_points):
 
 
 def test_findings_name_the_ends_of_the_range(runs):
-    frame = frames.accuracy_frame(runs[:6], "time_s")
+    frame = frames.curve_frame(runs[:6], "time_s")
     frame.loc[frame["policy"] == "fedavg", "accuracy"] /= 2
-    assert findings.accuracy_over_time(frame) == (
+    assert findings.curve(frame, "time_s", "accuracy") == (
         "After 600 s the median accuracy lies between 45 % (fedavg) and 90 % (stsyn(k=15))."
     )
     assert findings.layer_contributors(frames.layers_frame(runs[:3])) == (
@@ -449,8 +488,8 @@ def test_more_than_eight_policies_are_drawn_without_bands(tmp_path):
             write_run(tmp_path / "s", f"p{position}", seed, [0.1 * seed] * 3, position=position)
     many = read_scenario(tmp_path / "s")
     looks = styles((run.label, run.kind) for run in many)
-    assert len(figures.accuracy_over_time(frames.accuracy_frame(many, "time_s"), looks).data) == 9
-    assert len(figures.accuracy_over_time(frames.accuracy_frame(many[:16], "time_s"), looks).data) == 8 * 3
+    assert len(figures.curve(frames.curve_frame(many, "time_s"), looks).data) == 9
+    assert len(figures.curve(frames.curve_frame(many[:16], "time_s"), looks).data) == 8 * 3
 
 
 @pytest.mark.parametrize("folder", ["dashboard", "statistics"])
@@ -467,6 +506,6 @@ def test_nothing_here_imports_what_simulates_or_trains(folder):
 def test_the_time_axis_is_logarithmic_once_the_longest_run_is_eight_times_the_shortest(longest_s, kind):
     rows = [("a", 0.0), ("a", 10.0), ("b", 0.0), ("b", longest_s)]
     frame = pd.DataFrame(rows, columns=["policy", "time_s"]).assign(accuracy=0.5, low=0.5, high=0.5, n_seeds=1)
-    figure = figures.accuracy_over_time(frame, styles([("a", "a"), ("b", "b")]))
+    figure = figures.curve(frame, styles([("a", "a"), ("b", "b")]))
     assert figure.layout.xaxis.type == kind
     assert ("logarithmic" in figure.layout.xaxis.title.text) == (kind == "log")

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.commands.ending import heard as heard_at_the_end
-from fedsim.dashboard import figures, findings, frames
+from fedsim.dashboard import device_frames, figures, findings
 from fedsim.dashboard.palette import styles
 from fedsim.dashboard.report import report
 from fedsim.statistics.effective_step import effective_step, of_the_largest
@@ -223,7 +223,7 @@ def test_the_page_shows_who_was_heard_as_figure_and_table(runs):
 def test_the_drawn_shares_add_up_over_all_rounds_and_seeds(runs):
     """A seed whose rounds hold more counts more: of "eager", 10 of 20 in each round of one seed, 1 of 4 of the other."""
     runs[2].classes["n_used"] = [10, 10] * 3
-    frame = frames.heard_frame(runs)
+    frame = device_frames.heard_frame(runs)
     assert frame["policy"].tolist() == ["even", "even", "eager", "eager"]
     assert frame["speed_class"].tolist() == ["fastest", "slowest"] * 2
     assert frame["update_share"].tolist() == pytest.approx([0.5, 0.5, 13 / 24, 11 / 24])
@@ -235,7 +235,7 @@ def test_seeds_that_drew_other_fleets_are_put_together_by_the_names_of_their_cla
     three = {"names": ("fastest", "middle", "slowest"), "n_devices": (1, 2, 1), "n_used": [[1, 2, 1]] * 3}
     run_of(tmp_path / "demo", "a", 0)
     run_of(tmp_path / "demo", "a", 1, **three)
-    frame = frames.heard_frame(read_scenario(tmp_path / "demo")).set_index("speed_class")
+    frame = device_frames.heard_frame(read_scenario(tmp_path / "demo")).set_index("speed_class")
     assert frame["place"].to_dict() == {"fastest": 0, "middle": 1, "slowest": 2}
     assert frame["device_share"].to_dict() == pytest.approx({"fastest": 3 / 8, "middle": 2 / 8, "slowest": 3 / 8})
     assert frame["update_share"].to_dict() == pytest.approx({"fastest": 4 / 8, "middle": 2 / 8, "slowest": 2 / 8})
@@ -244,18 +244,18 @@ def test_seeds_that_drew_other_fleets_are_put_together_by_the_names_of_their_cla
 def test_a_policy_that_used_no_update_has_no_bar_and_the_page_is_still_written(tmp_path):
     run_of(tmp_path / "demo", "mute", 0, n_used=[[0, 0]] * 3)
     mute = read_scenario(tmp_path / "demo")
-    assert frames.heard_frame(mute).empty
+    assert device_frames.heard_frame(mute).empty
     assert "none used" in report("demo", mute)
     run_of(tmp_path / "demo", "a", 0, position=1)
     both = read_scenario(tmp_path / "demo")
-    assert frames.heard_frame(both)["policy"].tolist() == ["a", "a"]
-    assert findings.who_was_heard(frames.heard_frame(both)).startswith(
+    assert device_frames.heard_frame(both)["policy"].tolist() == ["a", "a"]
+    assert findings.who_was_heard(device_frames.heard_frame(both)).startswith(
         "The slowest devices, 50 % of all, sent 25 % (a)"
     )
 
 
 def test_a_line_at_the_share_of_the_devices_crosses_the_bars_of_its_class(runs):
-    figure = figures.who_was_heard(frames.heard_frame(runs), styles([("even", "x"), ("eager", "y")]))
+    figure = figures.who_was_heard(device_frames.heard_frame(runs), styles([("even", "x"), ("eager", "y")]))
     *bars, line = figure.data
     assert [bar.type for bar in bars] == ["bar", "bar"]
     assert [pd.isna(y) for y in line.y] == [False, False, True] * 2

@@ -310,7 +310,7 @@ def test_the_latest_depth_that_still_arrives_counts_its_own_upload():
     weather = Weather(fleet, SHAPE, PLANS["even"], fleet_seed=1, clock_seed=2)
     deadline_s = 1.0 * (43 / 64) + 1.92
     of = Work.start(weather, Task(unit="layer", arrive_within_s=deadline_s), EVERYONE, np.zeros(N, dtype=np.int64))
-    progress, arrived_s = of.latest_in_time(EVERYONE, deadline_s)
+    progress, _, arrived_s = of.latest_in_time(EVERYONE, deadline_s)
     np.testing.assert_array_equal(progress.n_steps, 0)
     np.testing.assert_array_equal(progress.partial_depth, [2, 2, 2, 1, 1, 2])
     reached_s = np.array([0.3, 0.7, 1.0, 1.1, 2.3, 0.9]) * np.array([43, 43, 43, 31, 31, 43]) / 64

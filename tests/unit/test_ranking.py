@@ -141,7 +141,7 @@ def test_two_seeds_say_which_neighbours_they_do_not_tell_apart(tmp_path):
     found = compare(scenario(tmp_path / "s", reached), 0.9)
     assert [result.label for result in found.results] == ["a", "b", "slow", "never"]
     assert found.ties == (("a", "b"), ("slow", "never"))
-    assert found.ranking == "2 seeds do not tell neighbours apart among a and b; slow and never."
+    assert found.ranking == "2 seeds do not tell a from b or slow from never."
     assert [found.place(label) for label in ("a", "b", "slow", "never")] == [(1, 2), (1, 2), (3, 4), (3, 4)]
 
 
@@ -150,7 +150,7 @@ def test_a_chain_of_neighbours_is_one_group_in_words_and_several_ties_in_fact(tm
     found = compare(scenario(tmp_path / "s", {"a": [13, 15], "b": [18, 17], "c": [22, 23], "far": [57, 58]}), 0.9)
     assert found.ties == (("a", "b"), ("b", "c"))
     assert found.places == ((1, 2), (1, 3), (2, 3), (4, 4))
-    assert found.ranking == "2 seeds do not tell neighbours apart among a, b and c."
+    assert found.ranking == "2 seeds do not tell each of a, b and c from the next."
 
 
 def test_where_each_is_tied_to_the_next_it_is_said_in_short(tmp_path):
@@ -188,7 +188,7 @@ def test_one_seed_does_not_rank(tmp_path):
 def test_what_the_verdict_of_ten_seeds_says_is_not_said_again(tmp_path, others):
     found = compare(scenario(tmp_path / "s", {"a": [20, 30] * 5, "b": [30, 21] * 5} | others), 0.9)
     assert found.sentence.startswith("Cannot tell a from b with 10 seeds")
-    assert found.ranking == ("10 seeds do not tell neighbours apart among c and d." if others else "")
+    assert found.ranking == ("10 seeds do not tell c from d." if others else "")
 
 
 def test_a_winner_among_ten_seeds_has_the_first_place_alone(tmp_path):
@@ -212,4 +212,4 @@ def test_the_terminal_shows_the_places_and_says_what_they_are_worth(tmp_path):
     table, said = ending(runs)
     assert table.columns[0].header == "place"
     assert list(table.columns[0].cells) == ["1-2", "1-2", "3"]
-    assert said.endswith("2 seeds do not tell neighbours apart among a and b.")
+    assert said.endswith("2 seeds do not tell a from b.")

@@ -236,6 +236,20 @@ def test_ten_seeds_and_a_clear_difference_name_a_winner(tmp_path):
     )
 
 
+def test_a_winner_is_compared_with_the_next_as_well_as_with_the_slowest(tmp_path):
+    """200 s under every seed; the next takes 250 s, the slowest 400 s."""
+    runs = scenario(tmp_path / "s", {"slow": [40] * 10, "next": [25] * 10, "best": [20] * 10})
+    comparison = compare(runs, 0.9)
+    assert comparison.lead is not None
+    assert (comparison.lead.factor, comparison.reference) == (pytest.approx(1.25), "slow")
+    assert comparison.sentence == (
+        "best reaches 90 % after 200 s (median of 10 seeds), 1.25 times sooner than next, the next (1.25-1.25), "
+        "and 2.00 times sooner than slow (2.00-2.00)."
+    )
+    two = compare([run for run in runs if run.label != "next"], 0.9)
+    assert "the next" not in two.sentence
+
+
 def test_ten_seeds_without_a_clear_difference_name_none(tmp_path):
     runs = scenario(tmp_path / "s", {"a": [20, 30] * 5, "b": [30, 21] * 5, "slow": [55, 58] * 5})
     assert compare(runs, 0.9).sentence == (

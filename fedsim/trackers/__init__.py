@@ -1,0 +1,1 @@
+"""Finished runs, copied to the tools in which people keep their experiments. Each is imported only when asked for."""
