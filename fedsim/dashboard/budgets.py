@@ -11,7 +11,7 @@ from fedsim.dashboard.frames import band, by_label, curve_frame, held_at, joined
 from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison
 
-N_BUDGETS = 60
+N_BUDGETS = 40
 
 
 def reached_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:

@@ -147,7 +147,7 @@ def _time_shares(material: Material) -> Place | None:
 
 
 _TIMELINE_BYTES = 6_000_000  # of all timelines on a page with their data, before they are compressed to a tenth
-_MOST_TIMELINES = 40
+_MOST_TIMELINES = 24
 
 
 def _timeline(material: Material) -> Place | None:

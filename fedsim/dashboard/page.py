@@ -60,7 +60,7 @@ nav { display:none }
   nav a { display:block; padding:4px 0; color:var(--soft); text-decoration:none } nav a:hover { text-decoration:underline }
 }
 @media (max-width:600px) { .answer { font-size:1.3rem } main { padding:16px 12px 48px } h2 { margin-top:40px } }
-@media print { figure, tr { break-inside:avoid } input, .controls { display:none } .scroll { overflow:visible } pre { max-height:none } }
+@media print { figure, tr { break-inside:avoid } h2, h3 { break-after:avoid } input, .controls { display:none } .scroll { overflow:visible } pre { max-height:none } }
 """
 
 _SCRIPT = """
@@ -213,4 +213,4 @@ def _library() -> str:
 
 def _packed(content: str) -> str:
     """gzip in base64, the same bytes for the same text: nothing in it can end a script element."""
-    return b64encode(compress(content.encode(), mtime=0)).decode()
+    return b64encode(compress(content.encode(), compresslevel=6, mtime=0)).decode()

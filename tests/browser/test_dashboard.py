@@ -20,24 +20,8 @@ from tests.unit.test_live import state
 sync_api = pytest.importorskip("playwright.sync_api", reason="no browser driver: playwright is not installed")
 expect = sync_api.expect
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
 HOSTILE = "<script>window.harm = 1</script><img src=x onerror='window.harm = 1'>"
 WAIT_MS = 30_000
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not installed"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with sync_api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 class Quiet(WSGIRequestHandler):

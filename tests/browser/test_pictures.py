@@ -17,13 +17,7 @@ from fedsim.dashboard.palette import styles
 from fedsim.statistics.reading import read_scenario
 from tests.run_folders import climb, write_run
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "<script>window.harm = 1</script><b>salf</b>"
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not installed"),
-]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from werkzeug.serving import make_server
@@ -18,13 +17,6 @@ from fedsim.statistics.words import format_s
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no browser driver: playwright is not installed")
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not installed"),
-]
 
 HOSTILE = "<img src=x onerror='window.harm = 1'>"
 SCENARIO = {
@@ -47,14 +39,6 @@ SCENARIO = {
     "train": False,
 }
 ROUND, K_SYNC = 0, 1
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with sync_api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

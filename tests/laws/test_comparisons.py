@@ -23,7 +23,7 @@ def written(tiny, folder, **changes):
 )
 def test_adding_a_policy_or_a_seed_leaves_the_tables_of_the_others(tiny, tmp_path, changes):
     alone, together = written(tiny, tmp_path / "alone"), written(tiny, tmp_path / "together", **changes)
-    assert len(alone) == 6, "rounds, tasks, layers, classes, devices and evaluations"
+    assert len(alone) == 7, "rounds, tasks, milestones, layers, classes, devices and evaluations"
     assert len(together) > len(alone)
     for path, content in alone.items():
         assert together[path] == content, path

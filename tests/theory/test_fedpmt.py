@@ -129,4 +129,6 @@ def test_stated_widths_are_charged_the_rows_of_uneven_batches() -> None:
 def test_a_budget_within_which_nobody_trains_a_layer_has_no_closed_form() -> None:
     """The policy refuses it too; a slider may pass through it."""
     found = fedpmt.expected(Policy(budget_s=1e-9), fleet([1.0] * 4))
-    assert {one.reason for one in found} == {"needs a budget within which at least one device trains a layer"}
+    assert {one.reason for one in found if one.quantity != "is_empty"} == {
+        "needs a budget within which at least one device trains a layer"
+    }
