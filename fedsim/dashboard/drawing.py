@@ -17,6 +17,8 @@ from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison
 from fedsim.statistics.summary import summary
 
+_MOST_CSV_ROWS = 5_000  # a curve has 4,000 points
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -95,6 +97,8 @@ class Material:
         return sorted({target for run in self.runs for target in run.targets})
 
 
-def csv(frame: pd.DataFrame) -> str:
-    """A frame as the page offers it."""
+def csv(frame: pd.DataFrame) -> str | None:
+    """A frame as the page offers it; None if it is too long for a page, and stands in the run folder anyway."""
+    if len(frame) > _MOST_CSV_ROWS:
+        return None
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")

@@ -10,6 +10,7 @@ A figure is one function here and one line in `PLACES`. It gets the runs with wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from gzip import compress
 
 import pandas as pd
 
@@ -146,7 +147,7 @@ def _time_shares(material: Material) -> Place | None:
     return Place.of(Drawing("time_shares", findings.time_shares(frame), caption, figures.time_shares(frame), frame))
 
 
-_TIMELINE_BYTES = 6_000_000  # of all timelines on a page with their data, before they are compressed to a tenth
+_TIMELINE_BYTES = 800_000  # of all timelines on a page with their data, compressed
 _MOST_TIMELINES = 24
 
 
@@ -185,7 +186,7 @@ def _rounds_with_room(run: Run, n_runs: int) -> list[int]:
         return []
     usual = numbers[2] if len(numbers) > 2 else numbers[0]
     drawn = timeline.draw_round(run, usual)
-    n_bytes = timeline.json_bytes(drawn.figure) + len(csv(drawn.frame))
+    n_bytes = len(compress(f"{drawn.figure.to_json()}{csv(drawn.frame) or ''}".encode()))
     n = max(1, int(_TIMELINE_BYTES / n_runs / n_bytes))
     return list(dict.fromkeys([usual, *numbers]))[:n]
 

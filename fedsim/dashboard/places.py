@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from fedsim.dashboard.drawing import Control, Drawing, Place, csv
 from fedsim.dashboard.markup import swatch, text
 from fedsim.dashboard.palette import Styles
@@ -67,9 +69,8 @@ def _legend(place: Place, looks: Styles) -> str:
 
 def _view(drawing: Drawing) -> dict[str, Any]:
     plain = drawing.figure.to_plotly_json()
-    data = {"frame": csv(drawing.frame)}
-    if drawing.exact is not None and len(drawing.exact):
-        data["exact"] = csv(drawing.exact)
+    frames = {"frame": drawing.frame, "exact": pd.DataFrame() if drawing.exact is None else drawing.exact}
+    data = {key: written for key, frame in frames.items() if len(frame) and (written := csv(frame)) is not None}
     words = {"title": drawing.title, "caption": drawing.caption, "name": drawing.name, "csv": data}
     return words | {"data": _rounded(plain["data"]), "layout": _rounded(plain["layout"])}
 

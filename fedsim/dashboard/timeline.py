@@ -10,7 +10,7 @@ that were in this phase; `devices=(first, last)` gives places first ... last-1 o
 
 Which rounds to keep where not all can be: `rounds_to_show(run, n)`. Size as JSON before compression, measured: 170 bytes
 for every segment of a single device, so 80 kB for 50 devices that take 5 steps through 4 layers; 75 to 145 kB for 1,000
-devices in shared rows, however many steps they take (a tenth of it compressed). `json_bytes` says it of a figure.
+devices in shared rows, however many steps they take (a tenth of it compressed).
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ __all__ = [
     "DrawnRound",
     "RoundFacts",
     "draw_round",
-    "json_bytes",
     "missing",
     "round_facts",
     "round_timeline",
@@ -189,8 +188,3 @@ def _add_decision(figure: go.Figure, facts: RoundFacts, first: int, last: int) -
         text=f"{words}, {format_s(facts.decided_s)}",
         font={"size": 12},
     )
-
-
-def json_bytes(figure: go.Figure) -> int:
-    """What the figure weighs in a page before it is compressed."""
-    return len(str(figure.to_json()))

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.dashboard import budgets, device_frames, figures, findings, frames
+from fedsim.dashboard.drawing import Drawing, Place, csv
 from fedsim.dashboard.drawings import drawings
+from fedsim.dashboard.places import place_data
 from fedsim.statistics.comparison import compare_targets
 from fedsim.statistics.reading import BrokenRunError, read_scenario
 from tests.run_folders import add_classes, climb, write_run
@@ -200,3 +202,11 @@ def test_every_figure_of_the_report_can_be_had_in_python(tmp_path):
 def test_a_figure_made_in_a_notebook_gives_its_policies_colours_of_their_own(tmp_path):
     slow, quick = figures.pareto_front(budgets.front_frame(two_policies(tmp_path / "s"))).data[:2]
     assert slow.line.color != quick.line.color
+
+
+def test_a_frame_that_is_too_long_for_a_page_is_not_offered_there():
+    frame = pd.DataFrame({"policy": "a", "x": range(5_001)})
+    assert csv(frame) is None
+    place = Place.of(Drawing("d", "Title.", "Caption.", figures.base_figure("x", "y"), frame))
+    assert place_data(place)[""]["csv"] == {}
+    assert csv(frame[:2]) == "policy,x\na,0\na,1\n"
