@@ -259,3 +259,8 @@ def test_the_data_of_a_figure_can_be_saved(visit, tmp_path):
     assert download.value.suggested_filename == "accuracy_over_time_s.csv"
     download.value.save_as(tmp_path / "data.csv")
     assert (tmp_path / "data.csv").read_text().startswith("policy,time_s,accuracy,low,high,n_seeds\n")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="exact expectation (CSV)").first.click()
+    assert download.value.suggested_filename == "round_times_exact.csv"
+    download.value.save_as(tmp_path / "exact.csv")
+    assert (tmp_path / "exact.csv").read_text().startswith("policy,round_s,share\n")

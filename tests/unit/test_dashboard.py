@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import fedsim.dashboard
 from fedsim.dashboard import device_frames, figures, findings, frames
+from fedsim.dashboard.figure_parts import hover
 from fedsim.dashboard.page import page as whole_page
 from fedsim.dashboard.palette import HUES, INK, Style, styles
 from fedsim.dashboard.report import report, write_report
@@ -142,6 +143,12 @@ def test_plotly_is_given_escaped_names(runs):
     names = [trace.name for trace in figure.data if trace.name]
     assert names[2].startswith("&lt;/script&gt;&lt;script&gt;")
     assert not any("<" in name for name in names)
+
+
+def test_a_name_is_text_in_what_plotly_shows_at_a_point():
+    assert hover("<b>%{x}</b>", "%{y} devices") == {
+        "hovertemplate": "&lt;b&gt;&#37;{x}&lt;/b&gt;: %{y} devices<extra></extra>"
+    }
 
 
 def test_the_page_is_one_file_under_six_megabytes_that_asks_for_nothing(runs, page, tmp_path):

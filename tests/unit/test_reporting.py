@@ -8,6 +8,7 @@ from fedsim.commands import reporting
 from fedsim.commands.reporting import draw, formats_of, pages
 from fedsim.dashboard.report import write_report
 from fedsim.facts import BadInput
+from fedsim.statistics.reading import broken_folders
 from tests.run_folders import climb, write_run
 
 
@@ -41,6 +42,13 @@ def test_a_folder_that_is_not_finished_is_named_and_left_out(folder):
     (page,) = pages([folder])
     assert len(page.runs) == 6
     assert page.left_out[0].endswith("seed-9: no manifest.json, so the run has not finished; run it again (--again)")
+
+
+def test_what_was_read_already_is_not_looked_at_again(folder):
+    runs = pages([folder])[0].runs
+    (runs[0].folder / "rounds.parquet").unlink()
+    assert broken_folders(folder, known=runs) == []
+    assert len(broken_folders(folder)) == 1
 
 
 def test_runs_of_different_settings_are_not_put_on_one_page(folder):
