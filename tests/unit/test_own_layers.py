@@ -165,6 +165,19 @@ def test_a_proximal_term_draws_every_step_back_to_the_model_that_was_pulled(engi
     assert set(at.learner.kernels) == {kernel}
 
 
+def test_a_proximal_term_is_not_lost_where_few_rows_would_be_trained_in_low_rank():
+    plain, drawn_back = (bench("mlp", batch_size=1, proximal=proximal) for proximal in (0.0, 0.7))
+    by_hand, start = Devices(drawn_back, [0, 2]), drawn_back.values
+    for d in (0, 2):
+        by_hand.step(d, 0, 2, proximal=0.7)
+    for at in (plain, drawn_back):
+        work = at.work([0, 2], n_steps=2, ordinal=0)
+        at.aggregate(work, weights.mean(work))
+    assert set(plain.learner.kernels) == {"low_rank"}
+    expected = [torch.stack(each).mean(0) for each in zip(*map(by_hand.values, (0, 2)), strict=True)]
+    assert relative_error(drawn_back.values, expected, start) < 1e-10
+
+
 def test_mixing_with_the_model_of_now_is_refused_for_layers_that_are_kept():
     at = bench()
     with pytest.raises(ValueError, match="from_now"):
