@@ -318,14 +318,15 @@ def _conclude(folder: Path, runs: list[Run], *, is_whole: bool = True) -> None:
     """Summary (of whole scenarios), report, and what the terminal shows of them."""
     from fedsim.commands.ending import curve, ending, heard
     from fedsim.dashboard.report import write_report
-    from fedsim.statistics.summary import write_summary
+    from fedsim.statistics.summary import summary, write_summary
 
+    rows = summary(runs)
     if is_whole:
-        write_summary(folder, runs)
+        write_summary(folder, rows)
     path = write_report(folder, runs, is_whole=is_whole)
-    table, sentence = ending(runs)
+    table, sentence = ending(runs, rows)
     out_console.print(table)
-    for further in (heard(runs), curve(runs, out_console.width)):
+    for further in (heard(runs, rows), curve(runs, out_console.width)):
         if further is not None:
             out_console.print("", further, sep="\n")
     out_console.print(f"\n{escape(sentence)}", highlight=False, soft_wrap=True)

@@ -13,17 +13,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsim.commands import terminal_plot
-from fedsim.dashboard.tables import labels_best_first, speed_up_words
+from fedsim.dashboard.tables import Rows, labels_best_first, speed_up_words
 from fedsim.statistics.comparison import compare_targets, headline
 from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
 from fedsim.statistics.sentences import not_within, place_words, without_targets
-from fedsim.statistics.summary import summarise, summary
+from fedsim.statistics.summary import summary
 from fedsim.statistics.words import format_bytes, format_s, format_share, plural
 
 
-def ending(runs: Sequence[Run]) -> tuple[Table, str]:
-    """The table (best first at the headline target) and one sentence that claims no more than the seeds allow."""
+def ending(runs: Sequence[Run], rows: Rows | None = None) -> tuple[Table, str]:
+    """The table (best first at the headline target) and one sentence that claims no more than the seeds allow.
+
+    rows: `summary(runs)` if it is known.
+    """
+    rows = summary(runs) if rows is None else rows
     comparisons = [c for c in compare_targets(runs) if c.results]
     first = headline(comparisons)
     labels = [r.label for r in first.results] if first else list(dict.fromkeys(run.label for run in runs))
@@ -40,19 +44,19 @@ def ending(runs: Sequence[Run]) -> tuple[Table, str]:
     for label in labels:
         place = [place_words(first.place(label))] if first is not None else []
         times = [_time(c.of(label)) for c in comparisons]
-        table.add_row(*place, escape(label), *times, *_sooner(label, first), *_costs(label, runs))
+        table.add_row(*place, escape(label), *times, *_sooner(label, first), *_costs(label, rows))
     if first is not None:
         return table, f"{first.sentence} {first.ranking}".strip()
     all_said = [] if all(run.evaluations.empty for run in runs) else compare_targets(runs)
     return table, all_said[0].sentence if all_said else without_targets(runs)
 
 
-def heard(runs: Sequence[Run]) -> Table | None:
+def heard(runs: Sequence[Run], rows: Rows | None = None) -> Table | None:
     """What stands behind the accuracies, in the order of `ending`, medians over seeds: who was heard (where devices are slow
     or fast for good), how far a version moves the layers (where something was trained), and bytes for nothing; None if
-    there is neither of the first two.
+    there is neither of the first two. rows: as in `ending`.
     """
-    rows = summary(runs)
+    rows = summary(runs) if rows is None else rows
     has_classes = any(len(row["update_share"]) > 1 for row in rows)
     has_steps = any(_shares(row) for row in rows)
     if not (has_classes or has_steps):
@@ -134,9 +138,9 @@ def _time(result: PolicyResult | None) -> str:
     return format_s(result.median_s) if result.reached_always and result.median_s is not None else not_within(result)
 
 
-def _costs(label: str, runs: Sequence[Run]) -> list[str]:
+def _costs(label: str, rows: Rows) -> list[str]:
     """Medians over seeds: final accuracy, rounds, bytes up, and the share of device FLOPs that was used."""
-    rows = [summarise(run) for run in runs if run.label == label]
+    rows = [row for row in rows if row["policy"] == label]
     ended = sorted({row["outcome"] for row in rows} - {"finished"})
     accuracies = [row["final_accuracy"] for row in rows if row["final_accuracy"] is not None]
     used = [row["used_flops_share"] for row in rows if row["used_flops_share"] is not None]

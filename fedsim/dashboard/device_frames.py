@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from fedsim.dashboard.frames import band, by_label, joined
+from fedsim.facts import Array
 from fedsim.statistics.heard import class_sums, heard
 from fedsim.statistics.reading import Run
 
@@ -72,28 +74,60 @@ def _class_places(runs: Sequence[Run]) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(at, key=at.__getitem__))}
 
 
-def time_shares_frame(runs: Sequence[Run]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class DeviceTime:
+    """What the devices of a run did, device-seconds up to the end of its last round, `phases_s` by phase but waiting.
+
+    used_s: download, compute and upload of the tasks that were used, whole; n_used: how many these are.
+    """
+
+    phases_s: dict[str, float]
+    used_s: Array
+    n_used: int
+
+
+def device_times(runs: Sequence[Run]) -> dict[Run, DeviceTime]:
+    """Of the runs that recorded their tasks and closed a round. Reads each table of tasks once, and keeps none."""
+    return {run: spent for run in runs if (spent := _device_time(run)) is not None}
+
+
+def time_shares_frame(runs: Sequence[Run], times: Mapping[Run, DeviceTime] | None = None) -> pd.DataFrame:
     """What devices did with the time until the last round was closed: policy, phase, share; runs that recorded their tasks.
 
     Phases are download, compute and upload of tasks that were used or still under way, dropped for all the time given to
-    others, and waiting for the rest. All seeds of a policy together.
+    others, and waiting for the rest. All seeds of a policy together. times: `device_times(runs)` if they are known.
     """
+    times = device_times(runs) if times is None else times
     parts = []
-    for label, own in by_label(runs).items():
-        sums, total_s = pd.Series(dtype=np.float64), 0.0
-        for run in own:
-            spent = _time_spent(run)
-            if spent is not None:
-                sums = sums.add(pd.Series(spent), fill_value=0.0)
-                total_s += float(run.rounds["end_s"].iloc[-1]) * run.manifest["scenario"]["fleet"]["n_devices"]
+    for label, own in by_label([run for run in runs if run in times]).items():
+        sums_s = sum((pd.Series(times[run].phases_s) for run in own[1:]), pd.Series(times[own[0]].phases_s))
+        total_s = sum(
+            float(run.rounds["end_s"].iloc[-1]) * run.manifest["scenario"]["fleet"]["n_devices"] for run in own
+        )
         if total_s > 0:
-            sums["waiting"] = max(0.0, total_s - float(sums.sum()))
-            parts.append(pd.DataFrame({"policy": label, "phase": sums.index, "share": (sums / total_s).to_numpy()}))
+            sums_s["waiting"] = max(0.0, total_s - float(sums_s.sum()))
+            parts.append(pd.DataFrame({"policy": label, "phase": sums_s.index, "share": (sums_s / total_s).to_numpy()}))
     return joined(parts, ["policy", "phase", "share"])
 
 
-def _time_spent(run: Run) -> dict[str, float] | None:
-    """Device-seconds of each phase up to the last round's end; None where no tasks were recorded or no round was closed."""
+def phases_frame(runs: Sequence[Run], times: Mapping[Run, DeviceTime] | None = None) -> pd.DataFrame:
+    """Mean seconds of the phases of the tasks that were used: policy, n_tasks, download_s, compute_s, upload_s.
+
+    Only of runs that recorded their tasks. times: `device_times(runs)` if they are known.
+    """
+    times = device_times(runs) if times is None else times
+    parts = []
+    for label, own in by_label([run for run in runs if run in times]).items():
+        n_used = sum(times[run].n_used for run in own)
+        if n_used:
+            means_s = np.sum([times[run].used_s for run in own], axis=0) / n_used
+            names = ("download_s", "compute_s", "upload_s")
+            row = {"policy": label, "n_tasks": n_used} | dict(zip(names, means_s.tolist(), strict=True))
+            parts.append(pd.DataFrame([row]))
+    return joined(parts, ["policy", "n_tasks", "download_s", "compute_s", "upload_s"])
+
+
+def _device_time(run: Run) -> DeviceTime | None:
     tasks = run.task_columns(["round", "outcome", *_TASK_TIMES], later=["ended_s"])
     if tasks is None or run.rounds.empty:
         return None
@@ -101,32 +135,15 @@ def _time_spent(run: Run) -> dict[str, float] | None:
     closed_s = ends_s[np.minimum(tasks["round"].to_numpy(np.int64), len(ends_s) - 1)]  # one past the last: still open
     if "ended_s" in tasks:
         closed_s = np.minimum(closed_s, tasks["ended_s"].to_numpy(np.float64))
-    sent_s, downloaded_s, computed_s, arrived_s = (tasks[name].to_numpy(np.float64) for name in _TASK_TIMES)
+    times_s = [tasks[name].to_numpy(np.float64) for name in _TASK_TIMES]
+    sent_s, downloaded_s, computed_s, arrived_s = times_s
     # What never came is cut off when the task was closed; what was stopped with nothing to send ends there and then.
     is_empty = (tasks["outcome"] == "empty").to_numpy()
     over_s = np.where(is_empty & np.isfinite(computed_s), computed_s, np.fmin(arrived_s, closed_s))
     marks = [np.fmin(np.where(np.isnan(at_s), over_s, at_s), over_s) for at_s in (sent_s, downloaded_s, computed_s)]
     spans = np.maximum(np.diff([*marks, over_s], axis=0), 0.0)  # [phase, task]
-    is_dropped = ~tasks["outcome"].isin(["used", "open"]).to_numpy()
-    kept = dict(zip(("download", "compute", "upload"), spans[:, ~is_dropped].sum(axis=1).tolist(), strict=True))
-    return kept | {"dropped": float(spans[:, is_dropped].sum())}
-
-
-def phases_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """Mean seconds of the phases of the tasks that were used: policy, n_tasks, download_s, compute_s, upload_s.
-
-    Only of runs that recorded their tasks.
-    """
-    parts = []
-    for label, own in by_label(runs).items():
-        tables = (run.task_columns(["outcome", *_TASK_TIMES]) for run in own)
-        tasks = [table[table["outcome"] == "used"] for table in tables if table is not None]
-        used = pd.concat(tasks) if tasks else pd.DataFrame()
-        if len(used):
-            phases = {
-                "download_s": (used["downloaded_s"] - used["sent_s"]).mean(),
-                "compute_s": (used["computed_s"] - used["downloaded_s"]).mean(),
-                "upload_s": (used["arrived_s"] - used["computed_s"]).mean(),
-            }
-            parts.append(pd.DataFrame([{"policy": label, "n_tasks": len(used)} | phases]))
-    return joined(parts, ["policy", "n_tasks", "download_s", "compute_s", "upload_s"])
+    is_used, is_open = ((tasks["outcome"] == outcome).to_numpy() for outcome in ("used", "open"))
+    is_kept = is_used | is_open
+    phases_s = dict(zip(("download", "compute", "upload"), spans[:, is_kept].sum(axis=1).tolist(), strict=True))
+    phases_s["dropped"] = float(spans[:, ~is_kept].sum())
+    return DeviceTime(phases_s, np.diff(times_s, axis=0)[:, is_used].sum(axis=1), int(is_used.sum()))

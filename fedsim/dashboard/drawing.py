@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from fedsim.dashboard import frames
+from fedsim.dashboard.device_frames import DeviceTime, device_times
 from fedsim.dashboard.palette import Styles, styles
 from fedsim.statistics.comparison import compare_targets, headline
 from fedsim.statistics.reading import Run
@@ -80,6 +81,11 @@ class Material:
     def rows(self) -> list[dict[str, Any]]:
         """The summary of each run."""
         return summary(self.runs)
+
+    @cached_property
+    def device_times(self) -> dict[Run, DeviceTime]:
+        """What the devices did with their time."""
+        return device_times(self.runs)
 
     @cached_property
     def axes(self) -> list[str]:

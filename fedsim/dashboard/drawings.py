@@ -137,7 +137,7 @@ def _is_cut_off(run: Run) -> bool:
 
 
 def _time_shares(material: Material) -> Place | None:
-    frame = device_frames.time_shares_frame(material.runs)
+    frame = device_frames.time_shares_frame(material.runs, material.device_times)
     if frame.empty:
         return None
     caption = (

@@ -62,7 +62,7 @@ def report(name: str, runs: Sequence[Run], left_out: Sequence[str] = ()) -> str:
 def _sections(material: Material, found: Sequence[tuple[str, Place]], left_out: Sequence[str]) -> list[tuple[str, str]]:
     runs, looks, labels = material.runs, material.styles, material.labels
     shown = {section: _shown(found, section, looks) for section, _ in found}
-    phases = device_frames.phases_frame(runs)
+    phases = device_frames.phases_frame(runs, material.device_times)
     took_time = tables.phases_table(phases, looks) if len(phases) else ""
     costs = tables.cost_table(material.rows, labels, looks) + tables.waste_table(material.rows, labels, looks)
     no_rounds = paragraph("No round was closed. Extend stop.simulated_s, or shorten the rounds.")

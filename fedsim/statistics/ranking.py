@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from fedsim.facts import Array, BoolArray
 
@@ -51,9 +51,12 @@ def told_apart(
     return np.asarray((gap > np.maximum(range_ * error, _ROUNDING)) & is_known[:, None])
 
 
-@cache  # half a second each
+@cache
 def _studentized_range(p: float, n_policies: int, degrees: int) -> float:
-    return float(stats.studentized_range.ppf(p, n_policies, degrees))
+    """Its quantile, from Bonferroni's bound by secants: half the time of scipy's own, which searches an interval."""
+    bound = np.sqrt(2.0) * stats.t.isf((1 - p) / (n_policies * (n_policies - 1)), degrees)
+    law = stats.studentized_range(n_policies, degrees)
+    return float(optimize.newton(lambda q: float(law.cdf(q)) - p, bound, x1=0.97 * bound, rtol=1e-8))
 
 
 def places(sooner: BoolArray) -> list[tuple[int, int]]:

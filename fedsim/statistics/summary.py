@@ -72,13 +72,13 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
     return [row | {"effective_step_share": share} for row, share in zip(rows, shares, strict=True)]
 
 
-def write_summary(scenario_folder: Path | str, runs: Sequence[Run]) -> tuple[Path, Path]:
-    """Write summary.json and summary.csv into the scenario's folder; their paths.
+def write_summary(scenario_folder: Path | str, rows: Sequence[dict[str, Any]]) -> tuple[Path, Path]:
+    """Write `summary(runs)` as summary.json and summary.csv into the scenario's folder; their paths.
 
     In the table each target, speed class and layer has its own columns, `time_to_accuracy_s@0.9`, `update_share@slowest`;
     an empty cell is null.
     """
-    folder, rows = Path(scenario_folder), summary(runs)
+    folder = Path(scenario_folder)
     json_path, csv_path = folder / "summary.json", folder / "summary.csv"
     write_atomically(json_path, json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomically(csv_path, as_csv([_flat(row) for row in rows]))

@@ -20,7 +20,7 @@ from fedsim.dashboard.report import report
 from fedsim.statistics.effective_step import effective_step, of_the_largest
 from fedsim.statistics.heard import heard
 from fedsim.statistics.reading import BrokenRunError, read_run, read_scenario
-from fedsim.statistics.summary import summarise, write_summary
+from fedsim.statistics.summary import summarise, summary, write_summary
 from tests.run_folders import add_classes, climb, write_run
 
 
@@ -136,7 +136,7 @@ def test_staleness_is_a_mean_over_contributions_and_not_over_rounds(tmp_path):
 
 def test_classes_and_layers_have_columns_of_their_own_in_the_table(tmp_path):
     runs = [run_of(tmp_path / "s", "a"), run_of(tmp_path / "s", "b", position=1, change_norm=(0.3, 0.2))]
-    json_path, csv_path = write_summary(tmp_path / "s", runs)
+    json_path, csv_path = write_summary(tmp_path / "s", summary(runs))
     assert json.loads(json_path.read_text())[1]["effective_step_share"] == pytest.approx({"input": 0.5, "output": 1.0})
     row = list(csv.DictReader(csv_path.read_text().splitlines()))[1]
     assert (row["update_share@slowest"], row["mix_accuracy@slowest"]) == ("0.25", "")

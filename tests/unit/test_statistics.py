@@ -22,7 +22,7 @@ from fedsim.statistics.best import may_be_best
 from fedsim.statistics.comparison import compare, compare_targets, headline
 from fedsim.statistics.reading import BrokenRunError, broken_folders, read_run, read_scenario
 from fedsim.statistics.speed_up import speed_up
-from fedsim.statistics.summary import summarise, write_summary
+from fedsim.statistics.summary import summarise, summary, write_summary
 from fedsim.statistics.survival import median_s, restricted_s
 from fedsim.statistics.time_to_accuracy import first_crossing_s, sustained_s
 from fedsim.statistics.words import format_bytes, format_count, format_ratio, format_s, format_share
@@ -699,7 +699,7 @@ def test_a_note_is_told_once_with_its_run_and_with_what_it_costs(tmp_path):
 
 def test_the_summary_files_hold_the_same_and_are_the_same_every_time(tmp_path):
     runs = scenario(tmp_path / "s", {"a,b": [20, None]})
-    written = [[path.read_bytes() for path in write_summary(tmp_path / "s", runs)] for _ in range(2)]
+    written = [[path.read_bytes() for path in write_summary(tmp_path / "s", summary(runs))] for _ in range(2)]
     assert written[0] == written[1]
     rows = json.loads((tmp_path / "s" / "summary.json").read_text())
     table = list(csv.DictReader((tmp_path / "s" / "summary.csv").read_text().splitlines()))
