@@ -22,6 +22,7 @@ from fedsim.statistics.words import (
     digits,
     format_bytes,
     format_count,
+    format_range,
     format_ratio,
     format_s,
     format_share,
@@ -287,17 +288,8 @@ def _over_seeds(
     with_range: bool = True,
     if_none: str = "nothing computed",
 ) -> str:
-    """ "212 s (204-231)": median and range, the range left out where it shows nothing."""
-    if not values:
-        return if_none
-    low, high = in_words(min(values)), in_words(max(values))
-    median = in_words(float(np.median(values)))
-    if not with_range or low == high:
-        return text(median)
-    _, _, unit = median.partition(" ")
-    if unit and low.endswith(f" {unit}") and high.endswith(f" {unit}"):
-        low, high = low.removesuffix(f" {unit}"), high.removesuffix(f" {unit}")
-    return _with_small(f"{median} ({low}-{high})")
+    """Markup of `format_range`, or why there is nothing."""
+    return _with_small(format_range(values, in_words, with_range=with_range)) if values else if_none
 
 
 def _with_small(words: str) -> str:

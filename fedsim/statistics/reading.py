@@ -168,36 +168,44 @@ class Run:
 
         later: columns that older runs lack; they are then left out.
         """
-        path = self.folder / "tasks.parquet"
-        if not path.exists():
-            return None
-        try:
-            there = set(read_schema(path).names)
-            return pd.read_parquet(path, columns=[*columns, *(name for name in later if name in there)])
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise BrokenRunError(
-                f"{self.folder}: tasks.parquet cannot be read ({str(error).splitlines()[0]}); run it again (--again)"
-            ) from error
+        return self._if_recorded("tasks", columns=columns, later=later)
 
     def tasks_of_round(self, number: int) -> pd.DataFrame | None:
         """The rows of `tasks` that were settled in this round; only they are read. None if not recorded."""
-        return self._if_recorded("tasks", [("round", "==", number)])
+        return self._if_recorded("tasks", filters=[("round", "==", number)])
 
     def milestones_of_round(self, number: int, last: int | None = None) -> pd.DataFrame | None:
         """When those tasks finished their steps and layers: the rows of `milestones` of this round (up to round `last`),
         read alone; None if not recorded, as in older runs.
         """
         last = number if last is None else last
-        return self._if_recorded("milestones", [("round", ">=", number), ("round", "<=", last)])
+        return self._if_recorded("milestones", filters=[("round", ">=", number), ("round", "<=", last)])
 
     def tasks_within_round(self, number: int) -> pd.DataFrame | None:
         """Those, and the tasks that were sent before the round ended and settled later (of servers that do not wait)."""
         end_s = float(self.rounds["end_s"].iloc[number])
-        return self._if_recorded("tasks", [("round", ">=", number), ("sent_s", "<", end_s)])
+        return self._if_recorded("tasks", filters=[("round", ">=", number), ("sent_s", "<", end_s)])
 
-    def _if_recorded(self, name: str, filters: list[tuple[str, str, float]] | None = None) -> pd.DataFrame | None:
+    def _if_recorded(
+        self,
+        name: str,
+        *,
+        columns: Sequence[str] | None = None,
+        later: Sequence[str] = (),
+        filters: list[tuple[str, str, float]] | None = None,
+    ) -> pd.DataFrame | None:
         path = self.folder / f"{name}.parquet"
-        return pd.read_parquet(path, filters=filters) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            there = set(read_schema(path).names)
+            wanted = None if columns is None else [*columns, *(column for column in later if column in there)]
+            return pd.read_parquet(path, columns=wanted, filters=filters)
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            why = str(error).splitlines()[0]
+            raise BrokenRunError(
+                f"{self.folder}: {path.name} cannot be read ({why}); run it again (--again)"
+            ) from error
 
 
 def read_run(folder: Path | str) -> Run:

@@ -6,7 +6,8 @@ Everything here returns plain text; whoever writes HTML escapes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from math import floor, isfinite, log10
 
 
@@ -50,6 +51,17 @@ def format_ratio(ratio: float, low: float | None = None, high: float | None = No
         return digits(ratio)
     n_decimals = _decimals(ratio, high - low)
     return f"{ratio:.{n_decimals}f} ({low:.{n_decimals}f}-{high:.{n_decimals}f})"
+
+
+def format_range(values: Sequence[float], in_words: Callable[[float], str], *, with_range: bool = True) -> str:
+    """Median and range of some values, "212 s (204-231)"; the range is left out where it shows nothing."""
+    low, median, high = (in_words(value) for value in (min(values), statistics.median(values), max(values)))
+    if not with_range or low == high:
+        return median
+    _, _, unit = median.partition(" ")
+    if unit and low.endswith(f" {unit}") and high.endswith(f" {unit}"):
+        low, high = low.removesuffix(f" {unit}"), high.removesuffix(f" {unit}")
+    return f"{median} ({low}-{high})"
 
 
 def plural(n: int, noun: str) -> str:

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fedsim
 from fedsim.dashboard import budgets, device_frames, figures, findings, frames
 from fedsim.dashboard.drawing import Drawing, Place, csv
 from fedsim.dashboard.drawings import drawings
 from fedsim.dashboard.places import place_data
+from fedsim.dashboard.report import write_report
 from fedsim.statistics.comparison import compare_targets
 from fedsim.statistics.reading import BrokenRunError, read_scenario
+from tests.conftest import TINY
 from tests.run_folders import add_classes, climb, write_run
 
 
@@ -171,6 +174,17 @@ def test_a_table_of_tasks_that_cannot_be_read_is_named(tmp_path):
     runs = with_tasks(tmp_path / "s", TASKS.drop(columns="sent_s"))
     with pytest.raises(BrokenRunError, match=r"seed-0: tasks.parquet cannot be read .*run it again"):
         device_frames.time_shares_frame(runs)
+
+
+@pytest.mark.parametrize("name", ["tasks", "milestones"])
+def test_a_damaged_table_ends_a_report_with_one_line_that_names_it(tmp_path, name):
+    loaded = fedsim.from_dict(TINY | {"train": False})
+    folder = fedsim.run(loaded, out=tmp_path)
+    path = next(folder.glob(f"*/*/{name}.parquet"))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(BrokenRunError, match=rf"{name}.parquet cannot be read \(.*\); run it again") as refused:
+        write_report(folder, read_scenario(folder))
+    assert "\n" not in str(refused.value)
 
 
 # ---- who is served --------------------------------------------------------------------------------------------------

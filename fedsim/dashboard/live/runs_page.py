@@ -21,7 +21,7 @@ from fedsim.statistics.comparison import compare_targets, headline
 from fedsim.statistics.reading import Run
 from fedsim.statistics.results import Comparison, PolicyResult
 from fedsim.statistics.summary import final_accuracy
-from fedsim.statistics.words import format_bytes, format_count, format_s, format_share, plural
+from fedsim.statistics.words import format_bytes, format_count, format_range, format_s, format_share, plural
 
 PATH, NAME = "/", "Runs"
 
@@ -184,7 +184,7 @@ def _table(runs: Sequence[Run], comparisons: Sequence[Comparison], own: Choice) 
 
 
 def reached_words(result: PolicyResult | None) -> str:
-    """ "212 s (204 s to 231 s)", "not within 600 s (7 of 10 seeds)"."""
+    """ "212 s (204-231)", "not within 600 s (7 of 10 seeds)"."""
     if result is None:
         return "not compared"
     if result.reached_always:
@@ -200,10 +200,7 @@ def _spent(run: Run, column: str) -> float:
 
 def _over_seeds(values: Sequence[float], in_words: Any, *, with_range: bool = True) -> str:
     known = [value for value in values if np.isfinite(value)]
-    if not known:
-        return "not evaluated"
-    low, high, median = in_words(min(known)), in_words(max(known)), in_words(float(np.median(known)))
-    return f"{median} ({low} to {high})" if with_range and low != high else str(median)
+    return format_range(known, in_words, with_range=with_range) if known else "not evaluated"
 
 
 def _broken(entries: Sequence[Entry], reasons: Sequence[str]) -> Cell:

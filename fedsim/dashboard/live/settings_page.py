@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,6 +14,7 @@ from fedsim.dashboard.live import chooser, settings_figures
 from fedsim.dashboard.live.desk import Query, asked_policies, choice, nothing_yet, renamed, written
 from fedsim.dashboard.live.parts import Cell, blank, field, figure_box, note
 from fedsim.dashboard.live.settings_frame import Measure, Value, cells, differing, measures, most_told, settings_of
+from fedsim.dashboard.palette import Styles
 from fedsim.statistics.catalogue import Catalogue
 from fedsim.statistics.reading import Run
 from fedsim.statistics.words import listed, plural
@@ -50,6 +52,17 @@ def layout(catalogue: Catalogue, query: Query) -> list[Cell]:
         dcc.Store(id="settings-asked", data=asked),
         dcc.Store(id="settings-query"),
     ]
+
+
+def _over(
+    runs: Sequence[Run], settings: Sequence[Mapping[str, Value]], x: str, y: str, measure: Measure, looks: Styles
+) -> tuple[go.Figure, str, str]:
+    """Figure, title and caption of the measure over two settings, or over one: y is none, or x itself."""
+    if y not in (_NONE, x):
+        frame = cells(runs, settings, x, y, measure)
+        return settings_figures.heat_map(frame, x, y, measure), _map_words(frame, x, y, measure), _MAP_CAPTION
+    title = f"{measure.words.capitalize()} over {x}"
+    return settings_figures.points(runs, settings, x, measure, looks), title, _POINTS_CAPTION
 
 
 def register(app: Dash, catalogue: Catalogue) -> None:
@@ -118,19 +131,9 @@ def register(app: Dash, catalogue: Catalogue) -> None:
             return said, blank(), {}, {}, blank(), "", "", True, True, "", "", _left_out(reasons), ""
         x = x if x in keys else keys[0]
         measure = by_key.get(shown or "", next(iter(by_key.values())))
-        if y in keys and y != x:
-            frame = cells(runs, settings, x, y, measure)
-            over = (settings_figures.heat_map(frame, x, y, measure), _map_words(frame, x, y, measure), _MAP_CAPTION)
-        else:
-            over = (
-                settings_figures.points(runs, settings, x, measure, looks),
-                f"{measure.words.capitalize()} over {x}",
-                _POINTS_CAPTION,
-            )
+        figure, title, caption = _over(runs, settings, x, y if y in keys else _NONE, measure, looks)
         judged = [one for one in by_key.values() if one is measure or one.key == "final_accuracy"]
-        every = -(
-            -len(runs) * (min(len(keys), N_AXES) + len(judged)) // N_POINTS
-        )  # so many runs share a line that is drawn
+        every = ceil(len(runs) * (min(len(keys), N_AXES) + len(judged)) / N_POINTS)  # so many runs share a line
         lines = settings_figures.parallel(runs[::every], settings[::every], keys[:N_AXES], judged, looks)
         about = f"{len(keys)} settings differ" if len(keys) > 1 else "one setting differs"
         answer = f"Among {plural(len(runs), 'run')} {about}: {listed(keys[:6])}{' and more' if len(keys) > 6 else ''}."
@@ -146,17 +149,17 @@ def register(app: Dash, catalogue: Catalogue) -> None:
                 "measure": measure.key,
             }
         )
-        sizes = {"height": f"{over[0].layout.height}px"}, {"minWidth": f"{_map_width_px(over[0])}px"}
+        sizes = {"height": f"{figure.layout.height}px"}, {"minWidth": f"{_map_width_px(figure)}px"}
         return (
             answer,
-            over[0],
+            figure,
             *sizes,
             lines,
-            over[1],
+            title,
             lines_title,
             False,
             False,
-            over[2],
+            caption,
             _LINES_CAPTION + (f" Of every {every} runs one is drawn." if every > 1 else ""),
             note_,
             address,
